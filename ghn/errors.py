@@ -1,0 +1,41 @@
+"""Every error this project raises on purpose, grouped by who must act.
+
+A message names the thing, the place (file, shard, architecture, parameter) and the next step. The command line prints
+the message and exits with ``exit_code``; anything else that escapes is a bug and keeps its traceback.
+"""
+
+
+class GHNError(Exception):
+    """Base of all deliberate errors; ``exit_code`` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class InputError(GHNError, ValueError):
+    """The caller's data or options are wrong: mend the input named in the message."""
+
+    exit_code = 2
+
+
+class EnvironmentSetupError(GHNError):
+    """Something on this machine is missing or unusable: install or configure what the message names."""
+
+    exit_code = 3
+
+
+class StorageError(GHNError):
+    """An object store or disk did not do what was asked: check the address, the credentials, the space."""
+
+    exit_code = 4
+
+
+class DataError(GHNError):
+    """Stored data is missing, damaged or of another kind than expected: make it again or restore it."""
+
+    exit_code = 5
+
+
+class TrainingError(GHNError):
+    """Meta-training can not go on: the message says at which step and why."""
+
+    exit_code = 6

@@ -1,0 +1,248 @@
+"""The computational graph of a network, as GHN-2 sees it: typed nodes, real edges, and virtual edges.
+
+Source: paper, section 2.1 (graphs) and section 3.2 (virtual edges). A node carries at most one weight tensor; a norm
+node carries its bias too. Nodes are in topological order, node 0 is the input and the last one is the output.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ghn.errors import InputError
+
+GRAPH_REVISION = 1
+"""Raised whenever the same specification would give another graph; stored in shard manifests and checkpoints."""
+
+PRIMITIVES = (
+    "max_pool",
+    "avg_pool",
+    "sep_conv",
+    "dil_conv",
+    "conv",
+    "msa",
+    "cse",
+    "sum",
+    "concat",
+    "input",
+    "bias",
+    "bn",
+    "ln",
+    "pos_enc",
+    "glob_avg",
+)
+PRIMITIVE_ID = {name: i for i, name in enumerate(PRIMITIVES)}
+MAX_VIRTUAL_DISTANCE = 50
+MAX_NODES = 20_000
+
+ParameterRole = Literal["weight", "bias", "norm_weight", "class_weight", "class_bias", "pos_enc"]
+"""Which decoder predicts a parameter, and how it is normalized."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A parameter of the target network: its name in ``state_dict``, its shape and its role."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: ParameterRole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One node.
+
+    Attributes:
+        primitive: one of :data:`PRIMITIVES`.
+        shape: the shape that is embedded: the weight's, ``(1, 1, k, k)`` for a pool, ``None`` where there is none.
+        parameters: the parameters to predict at this node (none, one, or a norm's weight and bias).
+    """
+
+    primitive: str
+    shape: tuple[int, ...] | None = None
+    parameters: tuple[Parameter, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureGraph:
+    """A directed acyclic graph of :class:`Node` in topological order.
+
+    Attributes:
+        nodes: N nodes; 0 is the input, N - 1 the output.
+        edges: the real edges (u, v), u < v, sorted by (v, u), without repetition.
+        num_classes: width of the output.
+        kept: trainable parameters that no node covers (they keep their own value), with the reason.
+    """
+
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[int, int], ...]
+    num_classes: int
+    kept: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """All parameters to predict, in node order."""
+        return tuple(parameter for node in self.nodes for parameter in node.parameters)
+
+    @functools.cached_property
+    def distances(self) -> np.ndarray:
+        """Shortest path lengths (N, N) uint8, ``[u, v]`` from u to v; 0 = no path within 255 edges."""
+        return shortest_paths(len(self.nodes), self.edges)
+
+    @functools.cached_property
+    def depth(self) -> np.ndarray:
+        """Longest path length (N,) int64 from any source to each node."""
+        depth = np.zeros(len(self.nodes), dtype=np.int64)
+        for u, v in self.edges:  # sorted by v, so depth[u] is final
+            depth[v] = max(depth[v], depth[u] + 1)
+        return depth
+
+    @functools.cached_property
+    def height(self) -> np.ndarray:
+        """Longest path length (N,) int64 from each node to any sink."""
+        height = np.zeros(len(self.nodes), dtype=np.int64)
+        for u, v in sorted(self.edges, reverse=True):
+            height[u] = max(height[u], height[v] + 1)
+        return height
+
+    def virtual_edges(self, max_distance: int = MAX_VIRTUAL_DISTANCE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (u, v, s), each (E,), of all pairs with 1 <= s_uv <= max_distance (paper, eq. 4)."""
+        distances = self.distances
+        u, v = np.nonzero((distances > 0) & (distances <= max_distance))
+        return u, v, distances[u, v]
+
+    def validate(self) -> None:
+        """Raise :class:`InputError` if this is not a connected graph in topological order with sane parameters."""
+        n = len(self.nodes)
+        if not 2 <= n <= MAX_NODES:
+            raise InputError(f"graph has {n} nodes; 2 to {MAX_NODES} are allowed")
+        if self.nodes[0].primitive != "input":
+            raise InputError(f"graph node 0 must be the input, not {self.nodes[0].primitive!r}")
+        sinks = set(range(n)) - {u for u, _ in self.edges}
+        if sinks != {n - 1}:
+            raise InputError(f"graph nodes {sorted(sinks - {n - 1})[:5]} do not reach the output")
+        seen: set[str] = set()
+        for i, node in enumerate(self.nodes):
+            if node.primitive not in PRIMITIVE_ID:
+                raise InputError(f"graph node {i}: unknown primitive {node.primitive!r}")
+            for parameter in node.parameters:
+                if parameter.name in seen:
+                    raise InputError(f"graph node {i}: parameter {parameter.name!r} appears twice")
+                seen.add(parameter.name)
+                if not 1 <= len(parameter.shape) <= 4 or min(parameter.shape) < 1:
+                    raise InputError(f"graph node {i}: parameter {parameter.name!r} has shape {parameter.shape}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data that :meth:`from_json` reads."""
+        return {
+            "graph_revision": GRAPH_REVISION,
+            "num_classes": self.num_classes,
+            "nodes": [
+                {
+                    "primitive": node.primitive,
+                    "shape": node.shape,
+                    "parameters": [[p.name, list(p.shape), p.role] for p in node.parameters],
+                }
+                for node in self.nodes
+            ],
+            "edges": [list(edge) for edge in self.edges],
+            "kept": [list(item) for item in self.kept],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ArchitectureGraph:
+        """Read a graph; raises :class:`InputError` if the data do not describe one."""
+        try:
+            nodes = tuple(_node_from_json(node) for node in data["nodes"])
+            edges = [(int(u), int(v)) for u, v in data["edges"]]
+            kept = tuple((str(name), str(reason)) for name, reason in data.get("kept", ()))
+            num_classes = int(data["num_classes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"graph is malformed: {type(error).__name__}: {error}") from error
+        for u, v in edges:
+            if not 0 <= u < v < len(nodes):
+                raise InputError(f"graph edge ({u}, {v}) does not run forward between {len(nodes)} nodes")
+        graph = cls(nodes=nodes, edges=sort_edges(edges), num_classes=num_classes, kept=kept)
+        graph.validate()
+        return graph
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the graph's content, to tell architectures apart."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _node_from_json(data: Mapping[str, Any]) -> Node:
+    parameters = []
+    for name, shape, role in data["parameters"]:
+        if role not in get_args(ParameterRole):
+            raise ValueError(f"parameter {name!r} has unknown role {role!r}")
+        parameters.append(Parameter(name=str(name), shape=tuple(int(size) for size in shape), role=role))
+    shape = data["shape"]
+    return Node(
+        primitive=str(data["primitive"]),
+        shape=None if shape is None else tuple(int(size) for size in shape),
+        parameters=tuple(parameters),
+    )
+
+
+def sort_edges(edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return the distinct edges sorted by target, then source."""
+    return tuple(sorted(set(edges), key=lambda edge: (edge[1], edge[0])))
+
+
+def shortest_paths(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return all shortest path lengths (n, n) uint8 of a graph in topological order (0 = none within 255 edges).
+
+    One vectorized relaxation per edge: everything that reaches u reaches v with one step more.
+    """
+    far = np.iinfo(np.uint16).max - 1
+    reach = np.full((n, n), far, dtype=np.uint16)  # reach[v, u]: from u to v
+    np.fill_diagonal(reach, 0)
+    for u, v in edges:  # sorted by v: row u is final
+        np.minimum(reach[v, : u + 1], reach[u, : u + 1] + 1, out=reach[v, : u + 1])
+    reach[reach > 255] = 0
+    return np.ascontiguousarray(reach.T.astype(np.uint8))
+
+
+class GraphBuilder:
+    """Collect nodes and edges in any order that respects topology, then prune and contract them.
+
+    A *value* is the frozenset of nodes whose output it is made of: one node, or several where a join was dissolved.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[Node] = []
+        self._inputs: list[frozenset[int]] = []
+
+    def add(self, node: Node, *inputs: frozenset[int]) -> frozenset[int]:
+        """Add a node fed by the given values; return its value."""
+        self._nodes.append(node)
+        self._inputs.append(frozenset().union(*inputs))
+        return frozenset([len(self._nodes) - 1])
+
+    def join(self, primitive: str, *inputs: frozenset[int]) -> frozenset[int]:
+        """Add a ``sum`` or ``concat`` node where two or more edges come in; otherwise pass the value on."""
+        joined: frozenset[int] = frozenset().union(*inputs)
+        return self.add(Node(primitive=primitive), joined) if len(joined) > 1 else joined
+
+    def finish(self, output: frozenset[int], *, num_classes: int, kept: Sequence[tuple[str, str]] = ()) -> ArchitectureGraph:
+        """Drop what does not reach ``output`` (a single node) and return the graph."""
+        alive = set(output)
+        for i in reversed(range(len(self._nodes))):
+            if i in alive:
+                alive |= self._inputs[i]
+        order = sorted(alive)
+        number = {old: new for new, old in enumerate(order)}
+        edges = [(number[u], number[v]) for v in order for u in self._inputs[v]]
+        return ArchitectureGraph(
+            nodes=tuple(self._nodes[i] for i in order), edges=sort_edges(edges), num_classes=num_classes, kept=tuple(kept)
+        )

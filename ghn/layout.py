@@ -1,0 +1,207 @@
+"""From a specification to the layers that a network really has: strides, channels, map sizes, and what is dead.
+
+The network (:mod:`ghn.networks`), its graph (:mod:`ghn.build`) and its parameter count (:mod:`ghn.space`) are all read
+off the one :class:`Layout` computed here, so they can not disagree about which operation exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ghn.errors import InputError
+from ghn.genotype import ArchitectureSpec
+
+VIT_MAP_SIZE_LARGE = 14
+Preprocess = Literal["conv", "factorized_reduce", "slice", "identity"]
+StemKind = Literal["plain", "double", "vit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpLayout:
+    """One operation of a cell: position in the genotype, name, input state and stride (1 or 2)."""
+
+    index: int
+    op: str
+    source: int
+    stride: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellLayout:
+    """One cell.
+
+    Attributes:
+        index: position in the network.
+        reduction: whether the reduction cell's genotype applies.
+        C: channels of every operation and of every state.
+        in_channels: channels of the outputs of the cell before the previous one and of the previous one.
+        preprocess: what happens to each input; ``None`` where the input is not used.
+        ops: the operations that exist, in genotype order.
+        concat: states that are concatenated, zeros where one is missing.
+        missing: concatenated states that no operation makes.
+        live: whether the cell does anything at all.
+    """
+
+    index: int
+    reduction: bool
+    C: int
+    in_channels: tuple[int, int]
+    preprocess: tuple[Preprocess | None, Preprocess | None]
+    ops: tuple[OpLayout, ...]
+    concat: tuple[int, ...]
+    missing: frozenset[int]
+    live: bool
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the concatenated output."""
+        return self.C * len(self.concat)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Everything that exists in one network; see :func:`layout`."""
+
+    spec: ArchitectureSpec
+    stem: StemKind
+    stem_channels: int
+    stem_second_live: bool
+    pos_enc_size: int
+    cells: tuple[CellLayout, ...]
+    features: int
+
+    @property
+    def head(self) -> tuple[int, ...]:
+        """Widths along the classifier: input features, (hidden,) classes."""
+        hidden = (self.spec.fc_dim,) if self.spec.fc_layers == 2 else ()
+        return (self.features, *hidden, self.spec.num_classes)
+
+
+def layout(spec: ArchitectureSpec, *, prune: bool = True) -> Layout:
+    """Lay a specification out.
+
+    Args:
+        spec: a valid specification.
+        prune: leave out dead operations, as networks and graphs do; ``False`` keeps every operation except ``none``
+            (what the published parameter cap counts).
+
+    Raises:
+        InputError: if nothing reaches the classifier.
+    """
+    present = _present(spec)
+    if not present[-1][-1]:
+        raise InputError("architecture is invalid: no operation connects its input to its output")
+    needed = _needed(spec, present)
+    stem: StemKind = "vit" if spec.is_vit else ("double" if spec.stem_type == 1 else "plain")
+    stem_channels = 3 * spec.C if stem == "plain" and spec.preproc and not spec.large_images else spec.C
+
+    cells = []
+    C, out_channels, reduced = spec.C, (stem_channels, stem_channels), stem == "double"
+    for i in range(spec.n_cells):
+        reduction = i in spec.reductions
+        C *= spec.C_mult if reduction else 1
+        edges, concat = spec.genotype.cell(reduction)
+        ops = tuple(
+            OpLayout(index=k, op=op, source=source, stride=2 if reduction and source < 2 and not spec.is_vit else 1)
+            for k, (op, source) in enumerate(edges)
+            if (op != "none" and not prune) or k in needed[i]
+        )
+        used = {op.source for op in ops}
+        cell = CellLayout(
+            index=i,
+            reduction=reduction,
+            C=C,
+            in_channels=out_channels,
+            preprocess=(
+                _preprocess(spec, after_reduction=reduced and not spec.is_vit) if 0 in used or not prune else None,
+                _preprocess(spec, after_reduction=False) if 1 in used or not prune else None,
+            ),
+            ops=ops,
+            concat=concat,
+            missing=frozenset(state for state in concat if state not in {2 + op.index // 2 for op in ops}),
+            live=bool(ops),
+        )
+        cells.append(cell)
+        out_channels = (out_channels[1], cell.out_channels)
+        reduced = reduction
+    map_size = _final_map_size(spec)
+    return Layout(
+        spec=spec,
+        stem=stem,
+        stem_channels=stem_channels,
+        stem_second_live=not prune or _uses_second_stem(cells),
+        pos_enc_size=_vit_map_size(spec) if stem == "vit" else 0,
+        cells=tuple(cells),
+        features=out_channels[1] * (1 if spec.glob_avg else map_size**2),
+    )
+
+
+def _present(spec: ArchitectureSpec) -> list[list[bool]]:
+    """For each cell, whether each state exists (inputs, steps) and, last, whether the cell has an output."""
+    rows: list[list[bool]] = []
+    outputs = [True, True]
+    for i in range(spec.n_cells):
+        edges, concat = spec.genotype.cell(i in spec.reductions)
+        states = outputs[-2:]
+        for k in range(0, len(edges), 2):
+            states.append(any(op != "none" and states[source] for op, source in edges[k : k + 2]))
+        outputs.append(any(states[state] for state in concat))
+        rows.append([*states, outputs[-1]])
+    return rows
+
+
+def _needed(spec: ArchitectureSpec, present: list[list[bool]]) -> list[set[int]]:
+    """For each cell, the positions of the operations whose result exists and reaches the output."""
+    needed: list[set[int]] = [set() for _ in range(spec.n_cells)]
+    wanted = [False] * (spec.n_cells + 2)  # outputs that somebody reads, shifted by the two stem outputs
+    wanted[-1] = True
+    for i in reversed(range(spec.n_cells)):
+        if not wanted[i + 2]:
+            continue
+        edges, concat = spec.genotype.cell(i in spec.reductions)
+        states = {state for state in concat if present[i][state]}
+        for k in reversed(range(len(edges))):
+            op, source = edges[k]
+            if 2 + k // 2 in states and op != "none" and present[i][source]:
+                needed[i].add(k)
+                if source < 2:
+                    wanted[i + source] = True
+                else:
+                    states.add(source)
+    return needed
+
+
+def _uses_second_stem(cells: list[CellLayout]) -> bool:
+    """Whether any live cell reads the second stem output (input 1 of cell 0, input 0 of cell 1)."""
+    return any(op.source == 1 for op in cells[0].ops) or (
+        len(cells) > 1 and any(op.source == 0 for op in cells[1].ops)
+    )
+
+
+def _preprocess(spec: ArchitectureSpec, *, after_reduction: bool) -> Preprocess:
+    if spec.preproc:
+        return "factorized_reduce" if after_reduction else "conv"
+    return "slice" if after_reduction else "identity"
+
+
+def _vit_map_size(spec: ArchitectureSpec) -> int:
+    return VIT_MAP_SIZE_LARGE * spec.image_size // 224 if spec.large_images else (spec.image_size - 1) // 3 + 1
+
+
+def _final_map_size(spec: ArchitectureSpec) -> int:
+    """Height (and width) in pixels of the last cell's output."""
+    if spec.is_vit:
+        return _vit_map_size(spec)
+
+    def halve(size: int, times: int) -> int:
+        for _ in range(times):
+            size = (size + 1) // 2
+        return size
+
+    size = spec.image_size
+    if spec.stem_type == 1:
+        size = halve(size, 3 if spec.large_images else 1)
+    else:
+        size = halve(size, (2 if spec.large_images else 0) + int(spec.stem_pool))
+    return halve(size, len(spec.reductions))
