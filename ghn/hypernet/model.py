@@ -1,0 +1,144 @@
+"""The hypernetwork: a meta-batch of graphs in, all parameters of all networks out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ghn.errors import InputError
+from ghn.graph import ArchitectureGraph, Parameter
+from ghn.hypernet.batch import GraphBatch
+from ghn.hypernet.config import GHNConfig
+from ghn.hypernet.decoders import ConvDecoder, VectorDecoder, tile
+from ghn.hypernet.embedding import ShapeEncoder, ShapeTable, canonical_shape, primitive_embedding
+from ghn.hypernet.gnn import GatedGNN, NodeMLP
+from ghn.hypernet.normalization import normalize_bias, normalize_norm_weight, weight_scale
+
+Prediction = dict[str, Tensor]
+_Slot = tuple[int, int, Parameter]  # graph, node in the batch's numbering, parameter
+
+
+class GHN(nn.Module):
+    """GHN-2, GHN-1 or the MLP baseline, as the configuration says.
+
+    Args:
+        config: see :class:`~ghn.hypernet.config.GHNConfig`; the default is GHN-2 for CIFAR-10.
+
+    Calling it with graphs returns one ``{parameter name: tensor}`` per graph, differentiable with respect to the
+    hypernetwork's own weights.
+    """
+
+    def __init__(self, config: GHNConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or GHNConfig()
+        self.table = ShapeTable(config.num_classes, config.max_shape[2])
+        self.embed = primitive_embedding(config.hid)
+        self.shape_enc = ShapeEncoder(self.table, config.hid)
+        if config.hypernet == "mlp":
+            self.gnn: GatedGNN | NodeMLP = NodeMLP(config.hid, config.hid)
+        else:
+            self.gnn = GatedGNN(config.hid, virtual_edges=config.ve)
+        self.ln = nn.LayerNorm(config.hid) if config.layernorm else nn.Identity()
+        self.decoder = ConvDecoder(config.hid, config.max_shape, config.num_classes)
+        self.decoder_1d = VectorDecoder(config.hid, config.max_shape[0])
+        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(config.max_shape[0], config.num_classes))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the hypernetwork's weights are."""
+        return self.embed.weight.device
+
+    def collate(self, graphs: Sequence[ArchitectureGraph]) -> GraphBatch:
+        """Make graphs ready for :meth:`forward` (can be done ahead, in another thread)."""
+        if not graphs:
+            raise InputError("no graphs given: predict for at least one architecture")
+        for graph in graphs:
+            if graph.num_classes != self.config.num_classes:
+                raise InputError(
+                    f"the network has {graph.num_classes} classes but the hypernetwork predicts for "
+                    f"{self.config.num_classes}; use a checkpoint with as many classes"
+                )
+        return GraphBatch.collate(
+            graphs,
+            self.table,
+            virtual_edges=self.config.ve,
+            message_passing=self.config.hypernet == "gatedgnn",
+            device=self.device,
+        )
+
+    def forward(self, graphs: Sequence[ArchitectureGraph] | GraphBatch) -> list[Prediction]:
+        """Predict all parameters of each graph; tensors have the shapes that the graphs say."""
+        batch = graphs if isinstance(graphs, GraphBatch) else self.collate(graphs)
+        states_Nd = self.embed(batch.primitives) + self.shape_enc(batch.shapes)
+        states_Nd = self.ln(self.gnn(states_Nd, batch))
+        return self._decode(states_Nd, batch.graphs)
+
+    def _decode(self, states_Nd: Tensor, graphs: Sequence[ArchitectureGraph]) -> list[Prediction]:
+        vectors: list[_Slot] = []
+        weights: dict[tuple[str, tuple[int, int, int, int]], list[_Slot]] = defaultdict(list)
+        start = 0
+        for g, graph in enumerate(graphs):
+            for i, node in enumerate(graph.nodes):
+                for parameter in node.parameters:
+                    slot = (g, start + i, parameter)
+                    if parameter.role in ("norm_weight", "bias", "class_bias"):
+                        vectors.append(slot)
+                    else:
+                        weights[self._piece(parameter)].append(slot)
+            start += len(graph)
+        found: dict[tuple[int, str], Tensor] = {}
+        for (role, piece), slots in weights.items():
+            for slot, tensor in zip(slots, self._decode_weights(states_Nd, role, piece, slots), strict=True):
+                found[slot[0], slot[2].name] = tensor
+        if vectors:
+            for slot, tensor in zip(vectors, self._decode_vectors(states_Nd, vectors), strict=True):
+                found[slot[0], slot[2].name] = tensor
+        return [{p.name: found[g, p.name] for p in graph.parameters} for g, graph in enumerate(graphs)]
+
+    def _piece(self, parameter: Parameter) -> tuple[str, tuple[int, int, int, int]]:
+        """Role and the shape that is decoded for it: the target's, cut to the largest shape."""
+        out, fan_in, kh, kw = (
+            min(size, most) for size, most in zip(canonical_shape(parameter.shape), self.config.max_shape, strict=True)
+        )
+        return parameter.role, (out, fan_in, kh, kw)
+
+    def _decode_weights(
+        self, states_Nd: Tensor, role: str, piece: tuple[int, int, int, int], slots: list[_Slot]
+    ) -> list[Tensor]:
+        states = states_Nd[[node for _, node, _ in slots]]
+        if role == "class_weight":
+            decoded = self.decoder.class_weight(states, piece[1])[..., None, None]
+        else:
+            decoded = self.decoder(states, piece)
+        if self.config.weight_norm and role != "pos_enc":
+            scales = [weight_scale(parameter.shape) for _, _, parameter in slots]
+            decoded = decoded * decoded.new_tensor(scales).view(-1, 1, 1, 1, 1)
+        return [
+            tile(tensor, canonical_shape(parameter.shape)).reshape(parameter.shape)
+            for tensor, (_, _, parameter) in zip(decoded, slots, strict=True)
+        ]
+
+    def _decode_vectors(self, states_Nd: Tensor, slots: list[_Slot]) -> list[Tensor]:
+        nodes = [node for _, node, _ in slots]
+        unique = sorted(set(nodes))
+        row = {node: i for i, node in enumerate(unique)}
+        decoded = self.decoder_1d(states_Nd[unique])
+        norm_weights, biases = decoded[:, 0], decoded[:, 1]
+        class_rows = [row[node] for _, node, parameter in slots if parameter.role == "class_bias"]
+        class_biases = self.bias_class(biases[class_rows])
+        if self.config.weight_norm:
+            norm_weights = normalize_norm_weight(norm_weights)
+            biases, class_biases = normalize_bias(biases), normalize_bias(class_biases)
+        class_row = iter(class_biases)
+        tensors = []
+        for _, node, parameter in slots:
+            if parameter.role == "class_bias":
+                tensors.append(next(class_row))
+            else:
+                source = norm_weights if parameter.role == "norm_weight" else biases
+                tensors.append(tile(source[row[node]], parameter.shape))
+        return tensors
+
