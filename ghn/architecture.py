@@ -1,0 +1,187 @@
+"""An architecture: a specification together with the network and the graph that it stands for."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghn.build import build_graph
+from ghn.errors import InputError
+from ghn.genotype import IMAGENET_IMAGE_SIZE, ArchitectureSpec, Genotype
+from ghn.graph import ArchitectureGraph
+from ghn.layout import layout
+from ghn.networks import Network
+from ghn.space import SAMPLED_SPLITS, SPLITS, sample_spec
+from ghn.trace import trace
+
+NAMED_MODELS = ("torchvision:resnet50",)
+"""Models that a specification may name; nothing else is ever imported on behalf of a specification."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A network from another library, by name."""
+
+    model: str
+    num_classes: int = 10
+    image_size: int = 32
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return {"model": self.model, "num_classes": self.num_classes, "image_size": self.image_size}
+
+
+Spec = ArchitectureSpec | ModelSpec
+
+
+def spec_from_json(data: Mapping[str, Any] | str) -> Spec:
+    """Read either kind of specification; raises :class:`InputError` naming what is wrong."""
+    if isinstance(data, str):
+        try:
+            data = json.loads(data)
+        except json.JSONDecodeError as error:
+            raise InputError(f"architecture specification is not JSON: {error}") from error
+    if not isinstance(data, Mapping) or "model" not in data:
+        return ArchitectureSpec.from_json(data)
+    if unknown := sorted(set(data) - {"model", "num_classes", "image_size"}):
+        raise InputError(f"model specification has unknown fields: {', '.join(unknown)}")
+    if data["model"] not in NAMED_MODELS:
+        raise InputError(f"unknown model {data['model']!r}; named models are {', '.join(NAMED_MODELS)}")
+    sizes = {"num_classes": (2, 100_000), "image_size": (8, 1024)}
+    for key, (low, high) in sizes.items():
+        value = data.get(key, low)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InputError(f"model specification field {key}={value!r}: give a whole number {low}..{high}")
+    return ModelSpec(**data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One architecture.
+
+    Attributes:
+        spec: what it is, as data.
+        split: the split it was drawn for, or "" for a user's own.
+        index: its position in that split.
+    """
+
+    spec: Spec
+    split: str = ""
+    index: int = 0
+
+    @functools.cached_property
+    def graph(self) -> ArchitectureGraph:
+        """The computational graph (computed once)."""
+        if isinstance(self.spec, ArchitectureSpec):
+            return build_graph(self.spec)
+        size = self.spec.image_size
+        return trace(self.network(device="meta"), torch.empty(2, 3, size, size, device="meta"))
+
+    def network(self, *, device: str | torch.device = "cpu") -> nn.Module:
+        """Build the network, ordinarily initialized; its forward maps images (N, 3, S, S) to logits (N, classes).
+
+        Args:
+            device: where; ``"meta"`` builds without memory, for functional calls with predicted parameters.
+        """
+        with torch.device(device):
+            if isinstance(self.spec, ArchitectureSpec):
+                return Network(layout(self.spec))
+            return _resnet50(self.spec)
+
+    @property
+    def label(self) -> str:
+        """A name for messages, e.g. ``deep[3]``."""
+        return f"{self.split or 'architecture'}[{self.index}]"
+
+
+def sample_architectures(
+    split: str,
+    count: int,
+    seed: int,
+    num_classes: int = 10,
+    image_size: int = 32,
+    *,
+    channels: Sequence[int] | None = None,
+    fc_dims: Sequence[int] | None = None,
+    start: int = 0,
+) -> list[Architecture]:
+    """Draw ``count`` architectures of a DeepNets-1M split.
+
+    Args:
+        split: train, val, test, wide, deep, dense, bnfree, or ``predefined`` (ResNet-50, then the 12-cell ViT; at most
+            these two).
+        count: how many (>= 0).
+        seed: any whole number >= 0; architecture i depends on (split, seed, i) alone.
+        num_classes: width of the classifiers.
+        image_size: image height and width in pixels (the published sizes are 32 and 224).
+        channels: initial channels to draw from, instead of the published rule (multiples of 8).
+        fc_dims: hidden classifier widths to draw from, instead of the published rule.
+        start: index of the first one.
+
+    Raises:
+        InputError: for an unknown split, negative numbers, or widths out of range.
+    """
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}; splits are {', '.join(SPLITS)}")
+    if count < 0 or seed < 0 or start < 0:
+        raise InputError(f"count={count}, seed={seed}, start={start}: none may be negative")
+    if split not in SAMPLED_SPLITS:
+        return predefined_architectures(num_classes, image_size)[start : start + count]
+    widths = {"channels": channels, "fc_dims": fc_dims, "num_classes": num_classes, "image_size": image_size}
+    return [
+        Architecture(spec=sample_spec(split, seed, index, **widths), split=split, index=index)  # type: ignore[arg-type]
+        for index in range(start, start + count)
+    ]
+
+
+def predefined_architectures(num_classes: int = 10, image_size: int = 32) -> list[Architecture]:
+    """Return the two hand-made evaluation networks: ResNet-50 and the 12-cell ViT (paper, section 5.1)."""
+    vit = ArchitectureSpec(
+        genotype=Genotype(
+            normal=(("none", 0), ("msa", 1)),
+            normal_concat=(2,),
+            reduce=(("none", 0), ("avg_pool_3x3", 1)),
+            reduce_concat=(2,),
+        ),
+        n_cells=12,
+        C=128,
+        C_mult=1,
+        norm="bnorm",
+        preproc=False,
+        ks=3,
+        stem_type=0,
+        stem_pool=False,
+        glob_avg=True,
+        fc_layers=1,
+        fc_dim=256,
+        num_classes=num_classes,
+        image_size=image_size,
+    )
+    resnet = ModelSpec(model="torchvision:resnet50", num_classes=num_classes, image_size=image_size)
+    return [Architecture(spec=spec, split="predefined", index=i) for i, spec in enumerate((resnet, vit))]
+
+
+def _resnet50(spec: ModelSpec) -> nn.Module:
+    """torchvision's ResNet-50; on small images a 3x3 stride-1 first convolution and no max-pool (as published)."""
+    import torchvision
+
+    def norm(channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels, track_running_stats=False)
+
+    model = torchvision.models.resnet50(num_classes=spec.num_classes, norm_layer=norm)
+    if spec.image_size < IMAGENET_IMAGE_SIZE:
+        model.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    return model
+
+
+def example_input(architecture: Architecture, batch: int = 2) -> Tensor:
+    """Return zeros of the shape that the architecture takes, (batch, 3, S, S)."""
+    size = architecture.spec.image_size
+    return torch.zeros(batch, 3, size, size)

@@ -1,0 +1,144 @@
+"""Model checkpoints: a folder with ``model.safetensors`` and ``config.json``, and import of official ``.pt`` files.
+
+Nothing is ever unpickled into arbitrary objects: safetensors holds tensors only, and ``.pt`` files are read with
+``weights_only=True``. ``config.json`` is written last, so a folder without it is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ghn.errors import DataError, InputError
+from ghn.graph import GRAPH_REVISION
+from ghn.hypernet import GHN, GHNConfig
+
+FORMAT = "ghn-model"
+SCHEMA_VERSION = 1
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+_OFFICIAL_KEYS = {"state_dict", "config"}
+
+
+def save_checkpoint(hypernet: GHN, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> Path:
+    """Write a hypernetwork to the folder ``path`` (made if missing) and return the folder.
+
+    Args:
+        hypernet: any device; weights are stored as they are.
+        metadata: JSON-ready facts to keep beside it (recipe hash, manifest hashes, steps).
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_NAME).unlink(missing_ok=True)  # until it is written again, this is no checkpoint
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in hypernet.state_dict().items()})
+    config = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "graph_revision": GRAPH_REVISION,
+        "config": hypernet.config.to_json(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "metadata": dict(metadata or {}),
+    }
+    _write_atomically(folder / WEIGHTS_NAME, weights)
+    _write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=1) + "\n").encode())
+    return folder
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> GHN:
+    """Load a hypernetwork, on the CPU, in evaluation mode.
+
+    Args:
+        path: a folder from :func:`save_checkpoint`, or an official ``.pt`` file (GHN-2, GHN-1 or MLP baseline).
+
+    Raises:
+        InputError: if there is no checkpoint at ``path`` or it is of another kind.
+        DataError: if it is damaged, or its tensors do not fit its configuration; the message names the tensor.
+    """
+    location = Path(path)
+    if location.is_dir():
+        config, weights = _read_folder(location)
+    elif location.is_file():
+        config, weights = _read_official(location)
+    else:
+        raise InputError(f"no checkpoint at {location}: give a folder written by `ghn train`, or an official .pt file")
+    hypernet = GHN(config)
+    _check_tensors(hypernet, weights, location)
+    hypernet.load_state_dict(weights)
+    return hypernet.eval()
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the facts stored with a checkpoint folder."""
+    return dict(_read_config(Path(path))["metadata"])
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG_NAME
+    if not file.is_file():
+        raise InputError(f"{folder} is not a GHN checkpoint: it has no {CONFIG_NAME}; give a folder written by `ghn train`")
+    try:
+        data = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is damaged: {error}; restore the checkpoint") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError(f"{folder} holds another kind of checkpoint (its {CONFIG_NAME} does not say format={FORMAT!r})")
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{file} has schema version {data.get('schema_version')}; this program reads {SCHEMA_VERSION}")
+    return data
+
+
+def _read_folder(folder: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
+    data = _read_config(folder)
+    file = folder / WEIGHTS_NAME
+    if not file.is_file():
+        raise DataError(f"{folder} has a {CONFIG_NAME} but no {WEIGHTS_NAME}; restore the checkpoint")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != data.get("weights_sha256"):
+        raise DataError(f"{file} is damaged: its SHA-256 is not the one in {CONFIG_NAME}; restore the checkpoint")
+    try:
+        return GHNConfig.from_json(data["config"]), load_file(file)
+    except (SafetensorError, KeyError) as error:
+        raise DataError(f"{folder} is damaged: {error}; restore the checkpoint") from error
+
+
+def _read_official(file: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
+    try:
+        data = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{file} can not be read as an official GHN checkpoint: {reason}") from error
+    if not isinstance(data, dict) or not data.keys() >= _OFFICIAL_KEYS:
+        raise InputError(f"{file} holds another kind of checkpoint: an official one has the keys state_dict and config")
+    return GHNConfig.from_json(data["config"]), dict(data["state_dict"])
+
+
+def _check_tensors(hypernet: GHN, weights: Mapping[str, Tensor], location: Path) -> None:
+    expected = hypernet.state_dict()
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise DataError(f"{location} lacks the tensor {missing[0]!r} ({len(missing)} in all)")
+    if extra := sorted(weights.keys() - expected.keys()):
+        raise DataError(f"{location} has an unexpected tensor {extra[0]!r} ({len(extra)} in all)")
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise DataError(
+                f"{location}: tensor {name!r} has shape {tuple(weights[name].shape)}, "
+                f"its configuration asks for {tuple(tensor.shape)}"
+            )
+
+
+def _write_atomically(file: Path, content: bytes) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
