@@ -242,3 +242,15 @@ def _draw_width(
     C = int(rng.choice(list(channels) if channels else published))
     published_fc = list(range(64, (513 if smallest_class and C <= 64 else 257), 64))
     return C, int(rng.choice(list(fc_dims) if fc_dims else published_fc))
+
+
+def redraw_widths(
+    spec: ArchitectureSpec,
+    rng: np.random.Generator,
+    channels: Sequence[int] | None = None,
+    fc_dims: Sequence[int] | None = None,
+) -> ArchitectureSpec:
+    """Return the specification with C and fc_dim drawn anew, as meta-training does each time a network is used."""
+    base = dataclasses.replace(spec, C=_CAP_C, fc_dim=_CAP_FC_DIM, num_classes=_CAP_CLASSES, image_size=_CIFAR_IMAGE_SIZE)
+    C, fc_dim = _draw_width(rng, base, channels, fc_dims)
+    return dataclasses.replace(spec, C=C, fc_dim=fc_dim)

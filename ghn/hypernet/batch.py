@@ -1,11 +1,13 @@
-"""A meta-batch of graphs as tensors: node features, and a level-by-level schedule of message passing.
+"""A meta-batch of graphs as tensors: node features, and in which order messages pass.
 
-In one sweep of the gated graph network all sources of a node are updated before it (paper, eq. 3), so all nodes at the
-same longest-path depth, in all graphs of the batch, can be updated together. This is exact, not an approximation.
+In one sweep of the gated graph network all sources of a node are updated before it (paper, eq. 3). A node may thus be
+updated as soon as its sources are: one after another in topological order (:class:`Schedule`), or together with all
+nodes at the same longest-path depth in all graphs of the batch (:class:`Level`). Both are exact.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,14 +20,31 @@ from ghn.hypernet.embedding import ShapeTable
 
 
 @dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """One sweep, node by node.
+
+    Attributes:
+        order: (N,) node numbers, sources first.
+        starts: (N + 1,) where each node's edges begin in the next two.
+        sources: (E,) rows of the stacked messages [real; virtual]; the virtual ones are offset by N.
+        weights: (E,) factors: 1 for real edges, 1/s for virtual ones.
+    """
+
+    order: np.ndarray
+    starts: np.ndarray
+    sources: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
 class Level:
     """Nodes that are updated together, and the edges that end in them.
 
     Attributes:
         nodes: (R,) node numbers.
-        sources: (E,) rows of the stacked messages [real; virtual] (the virtual ones are offset by N).
+        sources: (E,) rows of the stacked messages, as in :class:`Schedule`.
         targets: (E,) positions in ``nodes``.
-        weights: (E, 1) factors: 1 for real edges, 1/s for virtual ones.
+        weights: (E, 1) factors, as in :class:`Schedule`.
     """
 
     nodes: Tensor
@@ -42,15 +61,13 @@ class GraphBatch:
         graphs: the graphs themselves; their nodes are numbered consecutively.
         primitives: (N,) primitive ids.
         shapes: (N, 4) rows of the shape tables: out, in, kh, kw.
-        forward: levels of the sweep from inputs to outputs.
-        backward: levels of the sweep with all edges reversed.
+        virtual_edges: whether messages also pass along virtual edges.
     """
 
     graphs: tuple[ArchitectureGraph, ...]
     primitives: Tensor
     shapes: Tensor
-    forward: tuple[Level, ...]
-    backward: tuple[Level, ...]
+    virtual_edges: bool
 
     @classmethod
     def collate(
@@ -59,53 +76,63 @@ class GraphBatch:
         table: ShapeTable,
         *,
         virtual_edges: bool,
-        message_passing: bool = True,
         device: torch.device | None = None,
     ) -> GraphBatch:
-        """Number the nodes of all graphs consecutively and schedule them on ``device``."""
+        """Number the nodes of all graphs consecutively, on ``device``."""
         nodes = [node for graph in graphs for node in graph.nodes]
-        forward: tuple[Level, ...] = ()
-        backward: tuple[Level, ...] = ()
-        if message_passing:
-            u, v, weight, offset = _edges(graphs, virtual_edges)
-            depth = np.concatenate([graph.depth for graph in graphs])
-            height = np.concatenate([graph.height for graph in graphs])
-            forward = _levels(depth, u + offset, v, weight, device)
-            backward = _levels(height, v + offset, u, weight, device)
         return cls(
             graphs=tuple(graphs),
             primitives=torch.tensor([PRIMITIVE_ID[node.primitive] for node in nodes], device=device),
             shapes=torch.tensor([table.rows(node.shape) for node in nodes], device=device),
-            forward=forward,
-            backward=backward,
+            virtual_edges=virtual_edges,
         )
 
+    def schedule(self, *, reverse: bool) -> Schedule:
+        """Return the sweep from inputs to outputs, or with all edges reversed."""
+        u, v, weights, offsets = self._edges
+        sources, targets = (v, u) if reverse else (u, v)
+        total = len(self.primitives)
+        order = np.argsort(targets, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(np.bincount(targets, minlength=total))])
+        nodes = np.arange(total)
+        return Schedule(
+            order=nodes[::-1].copy() if reverse else nodes,
+            starts=starts,
+            sources=(sources + offsets)[order],
+            weights=weights[order],
+        )
 
-def _edges(
-    graphs: Sequence[ArchitectureGraph], virtual_edges: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return (u, v, weight, message row offset) of all edges, real ones first, in the batch's numbering."""
-    total = sum(len(graph) for graph in graphs)
-    us, vs, weights, offsets = [], [], [], []
-    start = 0
-    for graph in graphs:
-        real = np.array(graph.edges, dtype=np.int64).reshape(-1, 2)
-        us.append(real[:, 0] + start)
-        vs.append(real[:, 1] + start)
-        weights.append(np.ones(len(real), dtype=np.float32))
-        offsets.append(np.zeros(len(real), dtype=np.int64))
-        if virtual_edges:
-            u, v, distance = graph.virtual_edges()
-            us.append(u + start)
-            vs.append(v + start)
-            weights.append(1.0 / distance.astype(np.float32))
-            offsets.append(np.full(len(u), total, dtype=np.int64))
-        start += len(graph)
-    return np.concatenate(us), np.concatenate(vs), np.concatenate(weights), np.concatenate(offsets)
+    def levels(self, *, reverse: bool) -> tuple[Level, ...]:
+        """Return the same sweep level by level, on the device of the node features."""
+        u, v, weights, offsets = self._edges
+        sources, targets = (v, u) if reverse else (u, v)
+        level = np.concatenate([graph.height if reverse else graph.depth for graph in self.graphs])
+        return _levels(level, sources + offsets, targets, weights, self.primitives.device)
+
+    @functools.cached_property
+    def _edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(u, v, weight, message row offset) of all edges, each graph's real ones first, in the batch's numbering."""
+        total = len(self.primitives)
+        us, vs, weights, offsets = [], [], [], []
+        start = 0
+        for graph in self.graphs:
+            real = np.array(graph.edges, dtype=np.int64).reshape(-1, 2)
+            us.append(real[:, 0] + start)
+            vs.append(real[:, 1] + start)
+            weights.append(np.ones(len(real), dtype=np.float32))
+            offsets.append(np.zeros(len(real), dtype=np.int64))
+            if self.virtual_edges:
+                u, v, distance = graph.virtual_edges()
+                us.append(u + start)
+                vs.append(v + start)
+                weights.append(1.0 / distance.astype(np.float32))
+                offsets.append(np.full(len(u), total, dtype=np.int64))
+            start += len(graph)
+        return np.concatenate(us), np.concatenate(vs), np.concatenate(weights), np.concatenate(offsets)
 
 
 def _levels(
-    level: np.ndarray, sources: np.ndarray, targets: np.ndarray, weights: np.ndarray, device: torch.device | None
+    level: np.ndarray, sources: np.ndarray, targets: np.ndarray, weights: np.ndarray, device: torch.device
 ) -> tuple[Level, ...]:
     """Group nodes and edges by the target's level."""
     node_order = np.argsort(level, kind="stable")
@@ -120,10 +147,8 @@ def _levels(
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-    all_nodes = tensor(node_order)
-    all_sources = tensor(sources[edge_order])
-    all_targets = tensor(position[targets[edge_order]])
-    all_weights = tensor(weights[edge_order, None])
+    all_nodes, all_sources = tensor(node_order), tensor(sources[edge_order])
+    all_targets, all_weights = tensor(position[targets[edge_order]]), tensor(weights[edge_order, None])
     return tuple(
         Level(
             nodes=all_nodes[node_bounds[i] : node_bounds[i + 1]],

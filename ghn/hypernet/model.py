@@ -14,7 +14,7 @@ from ghn.hypernet.batch import GraphBatch
 from ghn.hypernet.config import GHNConfig
 from ghn.hypernet.decoders import ConvDecoder, VectorDecoder, tile
 from ghn.hypernet.embedding import ShapeEncoder, ShapeTable, canonical_shape, primitive_embedding
-from ghn.hypernet.gnn import GatedGNN, NodeMLP
+from ghn.hypernet.gnn import MLP, GatedGNN
 from ghn.hypernet.normalization import normalize_bias, normalize_norm_weight, weight_scale
 
 Prediction = dict[str, Tensor]
@@ -38,7 +38,7 @@ class GHN(nn.Module):
         self.embed = primitive_embedding(config.hid)
         self.shape_enc = ShapeEncoder(self.table, config.hid)
         if config.hypernet == "mlp":
-            self.gnn: GatedGNN | NodeMLP = NodeMLP(config.hid, config.hid)
+            self.gnn: GatedGNN | MLP = MLP(config.hid, config.hid)
         else:
             self.gnn = GatedGNN(config.hid, virtual_edges=config.ve)
         self.ln = nn.LayerNorm(config.hid) if config.layernorm else nn.Identity()
@@ -61,13 +61,7 @@ class GHN(nn.Module):
                     f"the network has {graph.num_classes} classes but the hypernetwork predicts for "
                     f"{self.config.num_classes}; use a checkpoint with as many classes"
                 )
-        return GraphBatch.collate(
-            graphs,
-            self.table,
-            virtual_edges=self.config.ve,
-            message_passing=self.config.hypernet == "gatedgnn",
-            device=self.device,
-        )
+        return GraphBatch.collate(graphs, self.table, virtual_edges=self.config.ve, device=self.device)
 
     def forward(self, graphs: Sequence[ArchitectureGraph] | GraphBatch) -> list[Prediction]:
         """Predict all parameters of each graph; tensors have the shapes that the graphs say."""

@@ -1,0 +1,143 @@
+"""Evaluate a registered model (or a checkpoint) on splits of unseen architectures and on test images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ghn import GHN, load_checkpoint
+from ghn.checkpoint import read_metadata
+from ghn.errors import InputError, StorageError
+from ghn.evaluation import BATCHNORM_POLICY, NetworkResult, evaluate_networks, summarize
+from pipelines.progress import Progress, emit
+from pipelines.settings import ImageSettings
+from pipelines.storage import LocalStore
+from pipelines.training.data import read_architectures, read_image_batches
+
+SCHEMA_VERSION = 1
+DEFAULT_SPLITS = ("val", "test", "wide", "deep", "dense", "bnfree", "predefined")
+
+
+def evaluate(
+    model: str,
+    *,
+    images: str,
+    deepnets: str,
+    splits: Sequence[str],
+    out: Path,
+    tracking_uri: str | None = None,
+    networks: int | None = None,
+    image_limit: int | None = None,
+    image_split: str = "test",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Evaluate predicted parameters and the random-initialization baseline; write and return the evaluation.
+
+    Args:
+        model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` in the registry, or a checkpoint's path.
+        images: root of an image shard set.
+        deepnets: root of the architecture shard sets.
+        splits: which of them.
+        out: JSON file to write.
+        tracking_uri: of MLflow, for registered models; summary metrics are logged to the version's run.
+        networks: at most so many networks of each split, the first ones.
+        image_limit: at most so many images, the first ones in stored order.
+        image_split: ``test`` (or ``val``, to choose between models).
+        seed: of the random initializations.
+    """
+    hypernet, facts, version = _load(model, tracking_uri)
+    settings = ImageSettings.model_validate(facts.get("recipe", {}).get("images", {}))
+    batches, classes = read_image_batches(
+        images, image_split, size=settings.size, batch=64, mean=settings.mean, std=settings.std, limit=image_limit
+    )
+    if classes != hypernet.config.num_classes:
+        raise InputError(
+            f"{images} has {classes} classes but the model {model} predicts for {hypernet.config.num_classes}; "
+            "evaluate it on images with as many classes"
+        )
+    chosen = {split: read_architectures(deepnets, split)[:networks] for split in splits}
+    for split, architectures in chosen.items():
+        if (size := architectures[0].spec.image_size) != settings.size:
+            raise InputError(f"{deepnets}/{split} was made for {size}-pixel images, the model for {settings.size}")
+    results: list[NetworkResult] = []
+    with Progress("evaluate", sum(map(len, chosen.values())), unit="network") as progress:
+        for split, architectures in chosen.items():
+            results += evaluate_networks(
+                hypernet,
+                architectures,
+                batches,
+                seed=seed,
+                on_result=lambda result, split=split: progress.update(split=split, accuracy=round(result.accuracy, 1)),
+            )
+    evaluation = {
+        "schema_version": SCHEMA_VERSION,
+        "model": {"uri": model, **version},
+        "metric": "top-1 accuracy in percent",
+        "chance": 100.0 / hypernet.config.num_classes,
+        "batchnorm": BATCHNORM_POLICY,
+        "images": {
+            "url": images,
+            "split": image_split,
+            "count": sum(len(labels) for _, labels in batches),
+            "size": settings.size,
+            "classes": classes,
+        },
+        "architectures": {"url": deepnets, "seed_of_random_initialization": seed},
+        "splits": {
+            split: dataclasses.asdict(summarize([result for result in results if result.split == split]))
+            for split in chosen
+        },
+        "networks": [dataclasses.asdict(result) for result in results],
+    }
+    LocalStore(str(out.parent)).write(out.name, (json.dumps(evaluation, indent=1) + "\n").encode())
+    if version:
+        _log_metrics(version["run_id"], evaluation["splits"])
+    emit("evaluated", out=str(out), **{split: round(row["mean"], 2) for split, row in evaluation["splits"].items()})
+    return evaluation
+
+
+def _load(model: str, tracking_uri: str | None) -> tuple[GHN, dict[str, Any], dict[str, Any]]:
+    """Return the hypernetwork, the facts stored with it, and (for registered models) name, version and run id."""
+    if not model.startswith("models:/"):
+        path = Path(model)
+        return load_checkpoint(path), read_metadata(path) if path.is_dir() else {}, {}
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if tracking_uri:
+        mlflow.set_tracking_uri(tracking_uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        client = mlflow.MlflowClient()
+        name, at, alias = model.removeprefix("models:/").partition("@")
+        if at:
+            version = client.get_model_version_by_alias(name, alias)
+        else:
+            name, _, number = name.rpartition("/")
+            version = client.get_model_version(name, number)
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}"))
+    except MlflowException as error:
+        raise InputError(
+            f"can not load {model} from {tracking_uri or mlflow.get_tracking_uri()}: {error}; "
+            "register one with `ghn register`, or name another version"
+        ) from error
+    except Exception as error:
+        if type(error).__module__.startswith(("boto", "sqlalchemy")):
+            raise StorageError(f"can not download {model}: {error}; check AWS_ENDPOINT_URL and the registry") from error
+        raise
+    checkpoint = folder / "artifacts" / "model"
+    facts = {"name": name, "version": int(version.version), "run_id": version.run_id}
+    return load_checkpoint(checkpoint), read_metadata(checkpoint), facts
+
+
+def _log_metrics(run_id: str, splits: dict[str, dict[str, Any]]) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    for split, row in splits.items():
+        for key, value in row.items():
+            client.log_metric(run_id, f"eval.{split}.{key}", float(value))

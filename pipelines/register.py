@@ -1,0 +1,158 @@
+"""Register a trained model in MLflow: one run with parameters, metrics and the model, one version, one alias."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ghn.checkpoint import CONFIG_NAME, load_checkpoint, read_metadata
+from ghn.errors import InputError, StorageError
+from pipelines.progress import emit
+from pipelines.settings import Recipe, load_recipe
+from pipelines.training.state import METRICS_NAME, MODEL_NAME, RECIPE_NAME, read_metrics, read_state
+
+CANDIDATE = "candidate"
+_WEIGHTS_TAG = "ghn.weights_sha256"
+_MAX_CURVE_POINTS = 500
+
+
+def register(
+    run: Path, *, name: str, tracking_uri: str, artifacts: str | None, experiment: str, alias: str = CANDIDATE
+) -> dict[str, Any]:
+    """Register the finished model of a run folder as a new version of ``name`` and point ``alias`` at it.
+
+    A model whose weights are registered already gets no second version; its alias is set again.
+
+    Args:
+        run: folder of a finished ``ghn train``.
+        name: registered model, e.g. ``ghn2-digits``.
+        tracking_uri: of MLflow, e.g. ``sqlite:///runs/mlflow.db``.
+        artifacts: root for artifacts of a new experiment, e.g. ``s3://bucket/mlflow``; ``None`` leaves it to MLflow.
+        experiment: name of the MLflow experiment.
+        alias: moved to the version.
+
+    Returns:
+        ``name``, ``version``, ``run_id``, ``model_uri``.
+
+    Raises:
+        InputError: if the run has not finished training.
+        StorageError: if the registry or the artifact store can not be used.
+    """
+    state = read_state(run)
+    model = run / MODEL_NAME
+    if state is None or not (model / CONFIG_NAME).is_file():
+        at = f"stopped at step {state.step} of {state.total_steps}" if state else "holds no training state"
+        raise InputError(f"{run} {at}: there is no finished model to register; finish it with `ghn train --run {run}`")
+    load_checkpoint(model)  # proves that it is whole before anything is written
+    digest = json.loads((model / CONFIG_NAME).read_text())["weights_sha256"]
+    recipe = load_recipe(str(run / RECIPE_NAME))
+
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        client = mlflow.MlflowClient()
+        version = next(
+            iter(client.search_model_versions(f"name='{_quoted(name)}' and tags.`{_WEIGHTS_TAG}`='{digest}'")), None
+        )
+        if version is None:
+            run_id = _log_run(run, recipe, experiment, artifacts, digest)
+            model_id = _log_model(run_id, model)
+            version = mlflow.register_model(model_id, name, tags={_WEIGHTS_TAG: digest})
+        client.set_registered_model_alias(name, alias, version.version)
+    except (MlflowException, OSError) as error:
+        raise StorageError(f"can not register {run} in {tracking_uri}: {error}; check the registry and {artifacts}") from error
+    except Exception as error:
+        if type(error).__module__.startswith(("boto", "sqlalchemy")):
+            raise StorageError(f"can not register {run}: {error}; check {tracking_uri} and {artifacts}") from error
+        raise
+    result = {
+        "name": name,
+        "version": int(version.version),
+        "run_id": version.run_id,
+        "model_uri": f"models:/{name}@{alias}",
+    }
+    emit("registered", **result)
+    return result
+
+
+def _quoted(text: str) -> str:
+    if "'" in text:
+        raise InputError(f"registered model name {text!r} contains a quote; choose another name")
+    return text
+
+
+def _log_run(run: Path, recipe: Recipe, experiment: str, artifacts: str | None, digest: str) -> str:
+    """Log parameters, metrics and the recipe as one finished MLflow run; return its id."""
+    import mlflow
+    from mlflow.entities import Metric
+
+    found = mlflow.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else mlflow.create_experiment(experiment, artifact_location=artifacts)
+    client = mlflow.MlflowClient()
+    facts = read_metadata(run / MODEL_NAME)
+    tags = {
+        _WEIGHTS_TAG: digest,
+        "ghn.recipe": recipe.name,
+        "ghn.recipe_digest": facts["recipe_digest"],
+        **{f"ghn.manifest.{kind}": value for kind, value in facts["manifests"].items()},
+    }
+    with mlflow.start_run(experiment_id=experiment_id, run_name=f"{recipe.name}-{digest[:8]}", tags=tags) as active:
+        mlflow.log_params(dict(_flatten(recipe.model_dump())))
+        rows = read_metrics(run)
+        stride = max(1, len(rows) // _MAX_CURVE_POINTS)
+        points = [
+            Metric(key=key, value=float(value), timestamp=int(os.path.getmtime(run / METRICS_NAME) * 1000), step=row["step"])
+            for row in rows[::stride]
+            for key, value in row.items()
+            if key != "step" and isinstance(value, (int, float))
+        ]
+        for start in range(0, len(points), 1000):
+            client.log_batch(active.info.run_id, metrics=points[start : start + 1000])
+        mlflow.log_artifact(str(run / RECIPE_NAME))
+        mlflow.log_artifact(str(run / METRICS_NAME))
+        run_id: str = active.info.run_id
+    return run_id
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _log_model(run_id: str, checkpoint: Path) -> str:
+    """Log the pyfunc model with its code and weights to the run; return its address."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    import ghn
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "specification")]), outputs=Schema([ColSpec("binary", "parameters")])
+    )
+    packages = ("torch", "torchvision", "numpy", "safetensors", "pandas", "mlflow")
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("serving_model.py")),
+            artifacts={"checkpoint": str(checkpoint)},
+            code_paths=[str(Path(ghn.__file__).parent)],
+            signature=signature,
+            pip_requirements=[f"{package}=={_version(package)}" for package in packages],
+        )
+    uri: str = info.model_uri
+    return uri
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package).partition("+")[0]  # a local build label is not installable elsewhere

@@ -1,0 +1,131 @@
+"""The sharding jobs: an image source, or a sample of architectures, into shard sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from ghn.architecture import Architecture, sample_architectures
+from ghn.errors import InputError
+from ghn.graph import GRAPH_REVISION
+from ghn.space import GENERATOR_VERSION, SPLITS
+from pipelines.images import ImageItem, open_source
+from pipelines.progress import Progress
+from pipelines.shards.manifest import Manifest
+from pipelines.shards.writer import SampleRecord, find_finished, write_shards
+from pipelines.storage import open_store
+
+
+def shard_images(
+    source: str, out: str, *, seed: int, shard_samples: int, image_size: int | None = None, limit: int | None = None
+) -> dict[str, Manifest]:
+    """Write the train, val and test splits of an image source below ``out``; return their manifests.
+
+    Each sample holds the encoded image (its extension) and ``cls``, the class number in ASCII. All shard sets are
+    checked before the first is written.
+    """
+    images = open_source(source, seed=seed, image_size=image_size, limit=limit)
+    jobs = []
+    for split, items in images.splits.items():
+        store = open_store(f"{out.rstrip('/')}/{split}")
+        facts = {
+            "kind": "images",
+            "split": split,
+            "source": images.name,
+            "seed": seed,
+            "classes": list(images.classes),
+            "request": {
+                "image_size": image_size,
+                "limit": limit,
+                "listing_sha256": images.digest,
+                "shard_samples": shard_samples,
+            },
+        }
+        find_finished(store, facts)
+        jobs.append((split, store, facts, items))
+    manifests = {}
+    with Progress("shard images", sum(len(items) for *_, items in jobs), unit="image") as progress:
+        for split, store, facts, items in jobs:
+            records = _image_records(items, progress)
+            manifests[split] = write_shards(store, records, shard_samples=shard_samples, facts=facts)
+    return manifests
+
+
+def _image_records(items: Sequence[ImageItem], progress: Progress) -> Iterator[SampleRecord]:
+    for number, item in enumerate(items):
+        fields = {item.extension: item.load(), "cls": str(item.label).encode()}
+        yield SampleRecord(key=f"{number:08d}", fields=fields)
+        progress.update()
+
+
+def shard_deepnets(
+    splits: Sequence[str],
+    out: str,
+    *,
+    count: int,
+    seed: int,
+    shard_samples: int,
+    num_classes: int = 10,
+    image_size: int = 32,
+    channels: Sequence[int] | None = None,
+    fc_dims: Sequence[int] | None = None,
+) -> dict[str, Manifest]:
+    """Sample ``count`` architectures of each split (``predefined`` has two) and write them below ``out``.
+
+    Each sample holds ``json``, the specification; its graph follows from it by ``graph_revision``.
+    """
+    if count < 1:
+        raise InputError(f"count={count}: give at least 1")
+    widths = {
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "channels": list(channels) if channels else None,
+        "fc_dims": list(fc_dims) if fc_dims else None,
+    }
+    jobs = []
+    for split in splits:
+        if split not in SPLITS:
+            raise InputError(f"unknown split {split!r}; splits are {', '.join(SPLITS)}")
+        store = open_store(f"{out.rstrip('/')}/{split}")
+        total = min(count, 2) if split == "predefined" else count
+        facts = {
+            "kind": "deepnets",
+            "split": split,
+            "source": "DeepNets-1M generator",
+            "seed": seed,
+            "generator_version": GENERATOR_VERSION,
+            "graph_revision": GRAPH_REVISION,
+            "request": {**widths, "count": total, "shard_samples": shard_samples},
+        }
+        find_finished(store, facts)
+        jobs.append((split, store, facts, total))
+    manifests = {}
+    with Progress("shard deepnets", sum(total for *_, total in jobs), unit="architecture") as progress:
+        for split, store, facts, total in jobs:
+            architectures = (
+                architecture
+                for start in range(total)
+                for architecture in sample_architectures(split, 1, seed, start=start, **widths)  # type: ignore[arg-type]
+            )
+            records = _architecture_records(architectures, progress)
+            manifests[split] = write_shards(store, records, shard_samples=shard_samples, facts=facts)
+    return manifests
+
+
+def _architecture_records(architectures: Iterator[Architecture], progress: Progress) -> Iterator[SampleRecord]:
+    for architecture in architectures:
+        graph = architecture.graph
+        yield SampleRecord(
+            key=f"{architecture.index:08d}",
+            fields={"json": json.dumps(architecture.spec.to_json(), sort_keys=True).encode()},
+            nodes=len(graph),
+            parameters=sum(_size(parameter.shape) for parameter in graph.parameters),
+        )
+        progress.update()
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size

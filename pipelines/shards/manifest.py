@@ -1,0 +1,84 @@
+"""The manifest of a shard set: written last, so a shard set without one does not exist."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ghn.errors import DataError, InputError
+from pipelines.storage import Store
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class ShardEntry(BaseModel):
+    """One tar: name, size in bytes, SHA-256 and samples; for architectures also the sums of nodes and parameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+    nodes: int | None = None
+    parameters: int | None = None
+
+
+class Manifest(BaseModel):
+    """What a shard set holds and how it was made.
+
+    ``request`` is everything that decides its content (source, seed, sizes): the same request gives the same bytes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    kind: Literal["images", "deepnets"]
+    split: str
+    source: str
+    seed: int
+    generator_version: int | None = None
+    graph_revision: int | None = None
+    classes: list[str] | None = None
+    request: dict[str, Any]
+    samples: int
+    shards: list[ShardEntry]
+
+    def encode(self) -> bytes:
+        """Return the file's bytes (sorted keys: equal manifests are equal bytes)."""
+        return (json.dumps(self.model_dump(), indent=1, sort_keys=True) + "\n").encode()
+
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.encode()).hexdigest()
+
+
+def read_manifest(store: Store, kind: Literal["images", "deepnets"]) -> Manifest:
+    """Read and check the manifest of a shard set.
+
+    Raises:
+        InputError: if there is none, or it describes another kind of shard set.
+        DataError: if it is damaged or of another schema version.
+    """
+    try:
+        content = store.read(MANIFEST_NAME)
+    except FileNotFoundError:
+        raise InputError(
+            f"no shard set at {store.root}: it has no {MANIFEST_NAME}; make it with `ghn shard {kind}` "
+            "(an interrupted job leaves none: run it again)"
+        ) from None
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(f"{store.url(MANIFEST_NAME)} is damaged or of another version: {where}: {first['msg']}") from error
+    if manifest.kind != kind:
+        raise InputError(f"{store.root} holds {manifest.kind} shards, but {kind} shards are needed")
+    if manifest.samples < 1:
+        raise DataError(f"{store.root} holds no samples; make the shard set again")
+    return manifest

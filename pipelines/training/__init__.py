@@ -1,0 +1,1 @@
+"""Distributed meta-training: launch, per-rank loop, data, and training state."""

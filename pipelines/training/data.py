@@ -1,0 +1,119 @@
+"""The data of a meta-training step: a function of (recipe, step) alone, the same on every rank.
+
+One image batch is shared by all networks of a global meta-batch, and the meta-batch is dealt over the ranks, so the
+number of ranks changes who computes what, never what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ghn.architecture import Architecture, spec_from_json
+from ghn.errors import InputError
+from ghn.genotype import ArchitectureSpec
+from ghn.space import redraw_widths
+from pipelines.images import augment, decode, to_batch
+from pipelines.settings import Recipe
+from pipelines.shards.reader import ReaderState, ShardReader, open_reader
+
+_AUGMENT_STREAM, _WIDTH_STREAM = 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaBatch:
+    """One global step's data: the whole meta-batch, and the images with their class numbers."""
+
+    architectures: list[Architecture]
+    images: Tensor
+    labels: Tensor
+
+
+class MetaBatches:
+    """Read meta-batches from the recipe's shard sets, resumable at any step."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        seed, images, deepnets = recipe.training.seed, recipe.images, recipe.architectures
+        self.images: ShardReader = open_reader(images.url, "train", "images", seed=seed, window=images.shuffle_window)
+        self.deepnets: ShardReader = open_reader(
+            deepnets.url, "train", "deepnets", seed=seed, window=deepnets.shuffle_window
+        )
+        self._check()
+
+    def _check(self) -> None:
+        """Compare the shard sets with the recipe before anything starts."""
+        model, manifest = self.recipe.model, self.images.manifest
+        classes = len(manifest.classes or ())
+        if classes != model.num_classes:
+            raise InputError(
+                f"{self.images.store.root} has {classes} classes but the recipe says model.num_classes="
+                f"{model.num_classes}; set model.num_classes={classes} (and shard architectures with as many)"
+            )
+        request = self.deepnets.manifest.request
+        for name, wanted in (("num_classes", model.num_classes), ("image_size", self.recipe.images.size)):
+            if request.get(name) != wanted:
+                raise InputError(
+                    f"{self.deepnets.store.root} was made for {name}={request.get(name)} but the recipe says {wanted}; "
+                    f"shard architectures with {name.replace('_', '-')} {wanted}, or change the recipe"
+                )
+
+    def state(self) -> dict[str, Any]:
+        """Return where both readers are, as JSON-ready data."""
+        return {"images": asdict(self.images.state()), "deepnets": asdict(self.deepnets.state())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.images.restore(ReaderState(**state["images"]))
+        self.deepnets.restore(ReaderState(**state["deepnets"]))
+
+    def manifests(self) -> dict[str, str]:
+        """Return the SHA-256 of both manifests."""
+        return {"images": self.images.manifest.digest(), "deepnets": self.deepnets.manifest.digest()}
+
+    def take(self, step: int) -> MetaBatch:
+        """Return the data of one step; steps are taken in order."""
+        recipe = self.recipe
+        rng = np.random.default_rng([recipe.training.seed, _AUGMENT_STREAM, step])
+        decoded = [decode(sample, recipe.images.size) for sample in self.images.take(recipe.images.batch)]
+        decoded = [(augment(pixels, recipe.images.augment, rng), label) for pixels, label in decoded]
+        images, labels = to_batch(decoded, recipe.images.mean, recipe.images.std)
+        width_rng = np.random.default_rng([recipe.training.seed, _WIDTH_STREAM, step])
+        architectures = [
+            _architecture(sample, width_rng, recipe) for sample in self.deepnets.take(recipe.training.meta_batch)
+        ]
+        return MetaBatch(architectures=architectures, images=images, labels=labels)
+
+
+def _architecture(sample: dict[str, Any], rng: np.random.Generator, recipe: Recipe) -> Architecture:
+    spec = spec_from_json(sample["json"].decode())
+    if isinstance(spec, ArchitectureSpec):
+        spec = redraw_widths(spec, rng, recipe.architectures.channels, recipe.architectures.fc_dims)
+    return Architecture(spec=spec, split="train", index=int(sample["__key__"]))
+
+
+def read_architectures(root: str, split: str) -> list[Architecture]:
+    """Return all architectures of one split, as stored."""
+    reader = open_reader(root, split, "deepnets")
+    return [
+        Architecture(spec=spec_from_json(sample["json"].decode()), split=split, index=int(sample["__key__"]))
+        for sample in reader.in_order()
+    ]
+
+
+def read_image_batches(
+    root: str, split: str, *, size: int, batch: int, mean: list[float], std: list[float], limit: int | None = None
+) -> tuple[list[tuple[Tensor, Tensor]], int]:
+    """Return one split's images in batches, in stored (shuffled) order, and the number of classes."""
+    reader = open_reader(root, split, "images")
+    decoded = []
+    for sample in reader.in_order():
+        if limit is not None and len(decoded) == limit:
+            break
+        decoded.append(decode(sample, size))
+    batches = [to_batch(decoded[start : start + batch], mean, std) for start in range(0, len(decoded), batch)]
+    return batches, len(reader.manifest.classes or ())
