@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ghn.build import build_graph
 from ghn.errors import InputError
@@ -61,6 +63,18 @@ def spec_from_json(data: Mapping[str, Any] | str) -> Spec:
     return ModelSpec(**data)
 
 
+class _NoInitialization(TorchFunctionMode):
+    """Skip random initialization, which costs much and does nothing on the meta device."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """One architecture.
@@ -89,10 +103,9 @@ class Architecture:
         Args:
             device: where; ``"meta"`` builds without memory, for functional calls with predicted parameters.
         """
-        with torch.device(device):
-            if isinstance(self.spec, ArchitectureSpec):
-                return Network(layout(self.spec))
-            return _resnet50(self.spec)
+        skip_init = _NoInitialization() if torch.device(device).type == "meta" else contextlib.nullcontext()
+        with torch.device(device), skip_init:
+            return Network(layout(self.spec)) if isinstance(self.spec, ArchitectureSpec) else _resnet50(self.spec)
 
     @property
     def label(self) -> str:

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def start(folder: Path) -> dict[str, str]:
     }
     environment = {
         **os.environ,
-        "RCLONE_AUTH_KEY": f"{server['access_key']},{server['secret_key']}",  # not visible in the process list
+        "RCLONE_AUTH_KEY": f'"{server["access_key"]},{server["secret_key"]}"',  # not visible in the process list
         "RCLONE_CONFIG": os.devnull,
     }
     with (folder / "server.log").open("ab") as log:
@@ -99,6 +99,28 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
     finally:
         if not was_running:
             stop(folder)
+
+
+def run_client(folder: Path, command: Sequence[str]) -> int:
+    """Run a command as a client of the server of ``folder`` (or of ``AWS_ENDPOINT_URL``, if set); return its exit code.
+
+    Raises:
+        EnvironmentSetupError: if there is no such command.
+    """
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    executable = shutil.which(command[0], path=search)
+    if executable is None:
+        raise EnvironmentSetupError(f"no command {command[0]!r}: install it, or check its name")
+    external = contextlib.nullcontext(dict[str, str]()) if os.environ.get("AWS_ENDPOINT_URL") else running(folder)
+    with external as client:
+        process = subprocess.Popen([executable, *command[1:]], env={**os.environ, **client, "PATH": search})
+        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            while True:
+                with contextlib.suppress(KeyboardInterrupt):  # the command gets it too, and decides
+                    return process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def client_environment(folder: Path) -> dict[str, str]:

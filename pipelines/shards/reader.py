@@ -113,7 +113,7 @@ def read_shard(store: Store, shard: ShardEntry) -> list[dict[str, Any]]:
     Raises:
         DataError: if the shard is missing, or its size, SHA-256 or number of samples is another one.
     """
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
     try:
         content = store.read(shard.name)
@@ -124,7 +124,8 @@ def read_shard(store: Store, shard: ShardEntry) -> list[dict[str, Any]]:
             f"{store.url(shard.name)} is damaged: {len(content)} bytes that do not match the manifest's "
             f"{shard.bytes} bytes and SHA-256; delete it and its manifest and make the shard set again"
         )
-    samples = [dict(sample) for sample in group_by_keys(tar_file_iterator(io.BytesIO(content)))]
+    files = tar_file_expander([{"url": shard.name, "stream": io.BytesIO(content)}])
+    samples = [dict(sample) for sample in group_by_keys(files)]
     if len(samples) != shard.samples:
         raise DataError(f"{store.url(shard.name)} holds {len(samples)} samples, the manifest says {shard.samples}")
     return samples

@@ -1,0 +1,243 @@
+"""The ``ghn`` command line. Each command imports only what it needs, when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_TRACKING = click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    default="sqlite:///runs/mlflow.db",
+    show_default=True,
+    help="MLflow's tracking and registry store.",
+)
+
+
+def _example(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Show an example at the end of a command's help, as it is written."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__doc__ = f"{function.__doc__}\n\n\b\nExample:\n  {text}"
+        return function
+
+    return decorate
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(package_name="ghn")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Predict neural network parameters with Graph HyperNetworks: shard, meta-train, register, evaluate, predict."""
+    if os.environ.get("GHN_S3") and context.invoked_subcommand != "s3":
+        from pipelines import embedded_s3
+
+        embedded_s3.use_configured()
+
+
+@cli.group()
+def shard() -> None:
+    """Write images or architectures as WebDataset tar shards with a manifest."""
+
+
+@shard.command("images")
+@click.option("--source", required=True, help="`digits`, or a folder or zip with class folders.")
+@click.option("--out", required=True, help="Root of the shard set: s3://bucket/prefix or a folder.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the splits and the order.")
+@click.option("--shard-samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Images per shard.")
+@click.option("--image-size", type=click.IntRange(8, 1024), help="Resize to so many pixels (default: keep the files).")
+@click.option("--limit", type=click.IntRange(min=1), help="Use only so many images in all.")
+@_example("ghn shard images --source digits --out s3://ghn/images --seed 0 --shard-samples 500")
+def shard_images_command(
+    source: str, out: str, seed: int, shard_samples: int, image_size: int | None, limit: int | None
+) -> None:
+    """Split an image source into train, val and test and shard each."""
+    from pipelines.shards.jobs import shard_images
+
+    manifests = shard_images(
+        source, out, seed=seed, shard_samples=shard_samples, image_size=image_size, limit=limit
+    )
+    _print_manifests(out, manifests)
+
+
+@shard.command("deepnets")
+@click.option("--split", "splits", multiple=True, required=True, help="train, val, test, wide, ...; may be repeated.")
+@click.option("--count", type=click.IntRange(min=1), required=True, help="Architectures of each split.")
+@click.option("--out", required=True, help="Root of the shard sets: s3://bucket/prefix or a folder.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sample.")
+@click.option("--shard-samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Per shard.")
+@click.option("--num-classes", type=click.IntRange(min=2), default=10, show_default=True, help="Classifier width.")
+@click.option("--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Pixels.")
+@click.option("--channels", type=int, multiple=True, help="Initial channels to draw from (default: published rule).")
+@click.option("--fc-dims", type=int, multiple=True, help="Hidden classifier widths (default: published rule).")
+@_example("ghn shard deepnets --split train --count 1000 --out s3://ghn/deepnets --seed 0 --shard-samples 250")
+def shard_deepnets_command(splits: tuple[str, ...], count: int, out: str, **options: Any) -> None:
+    """Sample architectures by the DeepNets-1M rules and shard them."""
+    from pipelines.shards.jobs import shard_deepnets
+
+    _print_manifests(out, shard_deepnets(splits, out, count=count, **options))
+
+
+@cli.command()
+@click.option("--recipe", default="embedded", show_default=True, help="A recipe's name, or a TOML file.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override; may be repeated.")
+@click.option("--run", type=PATH, default=Path("runs/train"), show_default=True, help="Folder of the run.")
+@click.option("--stop-after", type=click.IntRange(min=1), help="End this session after so many steps in all.")
+@_example("ghn train --recipe cifar10 --set images.url=s3://ghn/cifar10 --set training.steps=1000 --run runs/cifar10")
+def train(recipe: str, overrides: tuple[str, ...], run: Path, stop_after: int | None) -> None:
+    """Meta-train a hypernetwork; the same command again resumes after a stop or a kill."""
+    from pipelines.settings import load_recipe
+    from pipelines.training.launch import train as train_job
+
+    resolved = load_recipe(recipe, overrides)
+    click.echo(resolved.to_toml())
+    train_job(resolved, run, stop_after=stop_after)
+
+
+@cli.command()
+@click.option("--run", type=PATH, required=True, help="Folder of a finished `ghn train`.")
+@click.option("--name", required=True, help="Registered model, e.g. ghn2-digits.")
+@click.option("--alias", default="candidate", show_default=True, help="Moved to the new version.")
+@click.option("--experiment", default="ghn", show_default=True, help="MLflow experiment.")
+@click.option("--artifacts", help="Artifact root of a new experiment, e.g. s3://ghn/mlflow.")
+@_TRACKING
+@_example("ghn register --run runs/train --name ghn2-digits --artifacts s3://ghn/mlflow")
+def register(run: Path, **options: Any) -> None:
+    """Log a finished run to MLflow and register its model."""
+    from pipelines.register import register as register_job
+
+    result = register_job(run, **options)
+    click.echo(f"registered {result['name']} version {result['version']} as {result['model_uri']}")
+
+
+@cli.command()
+@click.option("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/VERSION, or a checkpoint's path.")
+@click.option("--images", required=True, help="Root of an image shard set.")
+@click.option("--deepnets", required=True, help="Root of the architecture shard sets.")
+@click.option("--split", "splits", multiple=True, help="Default: every split but train.")
+@click.option("--out", type=PATH, default=Path("runs/evaluation.json"), show_default=True, help="JSON file to write.")
+@click.option("--networks", type=click.IntRange(min=1), help="At most so many networks of each split.")
+@click.option("--image-limit", type=click.IntRange(min=1), help="At most so many images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random initializations.")
+@_TRACKING
+@_example("ghn evaluate --model models:/ghn2-digits@candidate --images s3://ghn/images --deepnets s3://ghn/deepnets")
+def evaluate(model: str, splits: tuple[str, ...], **options: Any) -> None:
+    """Evaluate a model on unseen architectures and test images, beside random initialization."""
+    from pipelines.evaluate import DEFAULT_SPLITS
+    from pipelines.evaluate import evaluate as evaluate_job
+    from pipelines.report import table
+
+    click.echo(table(evaluate_job(model, splits=splits or DEFAULT_SPLITS, **options)))
+
+
+@cli.command()
+@click.option("--evaluation", type=PATH, required=True, help="JSON file of `ghn evaluate`.")
+@click.option("--run", type=PATH, required=True, help="Folder of the `ghn train` behind it (for the curve).")
+@click.option("--out", type=PATH, required=True, help="Folder for report.json and report.html.")
+@_example("ghn report --evaluation runs/evaluation.json --run runs/train --out runs")
+def report(evaluation: Path, run: Path, out: Path) -> None:
+    """Make report.json and a self-contained report.html with pictures."""
+    from pipelines.report import table, write_report
+
+    content = write_report(evaluation, run, out)
+    click.echo(table(content))
+    click.echo(f"report: {out / 'report.html'} and {out / 'report.json'}")
+
+
+@cli.command()
+@click.option("--checkpoint", type=PATH, required=True, help="Checkpoint folder, or an official .pt file.")
+@click.option("--spec", type=PATH, required=True, help="JSON file with one architecture specification.")
+@click.option("--out", type=PATH, required=True, help="safetensors file to write.")
+@_example("ghn predict --checkpoint runs/train/model --spec architecture.json --out parameters.safetensors")
+def predict(checkpoint: Path, spec: Path, out: Path) -> None:
+    """Predict all parameters of one architecture."""
+    from pipelines.predict import predict as predict_job
+
+    click.echo(predict_job(checkpoint, spec, out))
+
+
+@cli.command()
+@click.option("--images", default="digits", show_default=True, envvar="IMAGES", help="As in `ghn shard images`.")
+@click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Folder of the demo; made anew.")
+@click.option("--tiny", is_flag=True, help="A few steps on a tiny shard, to see that everything works.")
+@_example("ghn demo --images cifar10.zip --out runs/cifar10-demo")
+def demo(images: str, out: Path, tiny: bool) -> None:
+    """Run the whole job, from shards to report, as the Airflow DAG `smoke`."""
+    from pipelines.demo import demo as demo_job
+
+    click.echo(demo_job(images, out, tiny=tiny))
+
+
+@cli.group()
+def s3() -> None:
+    """The embedded S3 server that demo and smoke runs use when AWS_ENDPOINT_URL is not set."""
+
+
+@s3.command("start")
+@click.argument("folder", type=PATH)
+@_example("ghn s3 start runs/demo/s3")
+def s3_start(folder: Path) -> None:
+    """Start the server over FOLDER, unless AWS_ENDPOINT_URL names another one."""
+    from pipelines import embedded_s3
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or embedded_s3.start(folder)["AWS_ENDPOINT_URL"]
+    click.echo(f"object store at {endpoint}")
+
+
+@s3.command("stop")
+@click.argument("folder", type=PATH)
+@_example("ghn s3 stop runs/demo/s3")
+def s3_stop(folder: Path) -> None:
+    """Stop the server of FOLDER; its objects stay."""
+    from pipelines import embedded_s3
+
+    embedded_s3.stop(folder)
+
+
+@s3.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("folder", type=PATH)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@_example("ghn s3 exec runs/demo/s3 -- mlflow models serve -m models:/ghn2-digits@candidate --env-manager local")
+def s3_exec(folder: Path, command: tuple[str, ...]) -> None:
+    """Run COMMAND as a client of the server of FOLDER, which runs for as long as the command does."""
+    from pipelines import embedded_s3
+
+    sys.exit(embedded_s3.run_client(folder, command))
+
+
+def main() -> None:
+    """Run the command line; deliberate errors print one message, other errors are bugs and keep their traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("ghn: interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except Exception as error:
+        from ghn.errors import GHNError
+
+        if not isinstance(error, GHNError):
+            raise
+        click.echo(f"ghn: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def _print_manifests(out: str, manifests: dict[str, Any]) -> None:
+    for split, manifest in manifests.items():
+        size = sum(entry.bytes for entry in manifest.shards)
+        click.echo(f"{out}/{split}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
