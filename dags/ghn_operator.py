@@ -22,6 +22,7 @@ class GhnOperator(BaseOperator):
     Args:
         arguments: the command line behind ``ghn``; templated, empty strings are left out.
         environment: variables added to the task's own; templated.
+
     """
 
     template_fields = ("arguments", "environment")

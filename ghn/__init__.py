@@ -8,13 +8,13 @@ from ghn.compat import declare_torchvision_operators
 
 declare_torchvision_operators()  # before anything may import torchvision
 
-from ghn.architecture import Architecture, ModelSpec, sample_architectures  # noqa: E402
-from ghn.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
-from ghn.genotype import ArchitectureSpec, Genotype  # noqa: E402
-from ghn.graph import ArchitectureGraph  # noqa: E402
-from ghn.hypernet import GHN, GHNConfig  # noqa: E402
-from ghn.prediction import predict  # noqa: E402
-from ghn.trace import trace  # noqa: E402
+from ghn.architecture import Architecture, ModelSpec, sample_architectures
+from ghn.checkpoint import load_checkpoint, save_checkpoint
+from ghn.genotype import ArchitectureSpec, Genotype
+from ghn.graph import ArchitectureGraph
+from ghn.hypernet import GHN, GHNConfig
+from ghn.prediction import predict
+from ghn.trace import trace
 
 __version__ = "0.1.0"
 

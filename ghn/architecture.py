@@ -83,6 +83,7 @@ class Architecture:
         spec: what it is, as data.
         split: the split it was drawn for, or "" for a user's own.
         index: its position in that split.
+
     """
 
     spec: Spec
@@ -102,6 +103,7 @@ class Architecture:
 
         Args:
             device: where; ``"meta"`` builds without memory, for functional calls with predicted parameters.
+
         """
         skip_init = _NoInitialization() if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.device(device), skip_init:
@@ -139,6 +141,7 @@ def sample_architectures(
 
     Raises:
         InputError: for an unknown split, negative numbers, or widths out of range.
+
     """
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}; splits are {', '.join(SPLITS)}")
@@ -146,9 +149,14 @@ def sample_architectures(
         raise InputError(f"count={count}, seed={seed}, start={start}: none may be negative")
     if split not in SAMPLED_SPLITS:
         return predefined_architectures(num_classes, image_size)[start : start + count]
-    widths = {"channels": channels, "fc_dims": fc_dims, "num_classes": num_classes, "image_size": image_size}
+    widths: dict[str, Any] = {
+        "channels": channels,
+        "fc_dims": fc_dims,
+        "num_classes": num_classes,
+        "image_size": image_size,
+    }
     return [
-        Architecture(spec=sample_spec(split, seed, index, **widths), split=split, index=index)  # type: ignore[arg-type]
+        Architecture(spec=sample_spec(split, seed, index, **widths), split=split, index=index)
         for index in range(start, start + count)
     ]
 
@@ -177,11 +185,12 @@ def predefined_architectures(num_classes: int = 10, image_size: int = 32) -> lis
         image_size=image_size,
     )
     resnet = ModelSpec(model="torchvision:resnet50", num_classes=num_classes, image_size=image_size)
-    return [Architecture(spec=spec, split="predefined", index=i) for i, spec in enumerate((resnet, vit))]
+    specs: tuple[Spec, ...] = (resnet, vit)
+    return [Architecture(spec=spec, split="predefined", index=i) for i, spec in enumerate(specs)]
 
 
 def _resnet50(spec: ModelSpec) -> nn.Module:
-    """torchvision's ResNet-50; on small images a 3x3 stride-1 first convolution and no max-pool (as published)."""
+    """Torchvision's ResNet-50; on small images a 3x3 stride-1 first convolution and no max-pool (as published)."""
     import torchvision
 
     def norm(channels: int) -> nn.Module:

@@ -5,6 +5,8 @@ Follows the same :class:`~ghn.layout.Layout` as the network itself; node order i
 
 from __future__ import annotations
 
+import itertools
+
 from ghn.genotype import ArchitectureSpec
 from ghn.graph import ArchitectureGraph, GraphBuilder, Node, Parameter, ParameterRole
 from ghn.layout import CellLayout, Layout, OpLayout, layout
@@ -17,6 +19,7 @@ def build_graph(spec: ArchitectureSpec) -> ArchitectureGraph:
 
     Raises:
         InputError: if nothing connects the network's input to its output.
+
     """
     return _SpecGraph(layout(spec)).build()
 
@@ -36,14 +39,20 @@ class _SpecGraph:
         if self.net.spec.glob_avg:
             value = self.graph.add(Node(primitive="glob_avg"), value)
         head = self.net.head
-        for i, (fan_in, fan_out) in enumerate(zip(head[:-1], head[1:], strict=True)):
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(head)):
             value = self.linear(f"classifier.{3 * i}", fan_in, fan_out, value, last=i == len(head) - 2)
         return self.graph.finish(value, num_classes=self.net.spec.num_classes)
 
     # Single nodes
 
     def weight(
-        self, name: str, shape: tuple[int, ...], value: Value, *, primitive: str = "conv", role: ParameterRole = "weight"
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        value: Value,
+        *,
+        primitive: str = "conv",
+        role: ParameterRole = "weight",
     ) -> Value:
         parameter = Parameter(name=f"{name}.weight", shape=shape, role=role)
         return self.graph.add(Node(primitive=primitive, shape=shape, parameters=(parameter,)), value)

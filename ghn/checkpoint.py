@@ -35,7 +35,9 @@ def save_checkpoint(hypernet: GHN, path: str | os.PathLike[str], metadata: Mappi
 
     Args:
         hypernet: any device; weights are stored as they are.
+        path: the folder.
         metadata: JSON-ready facts to keep beside it (recipe hash, manifest hashes, steps).
+
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> GHN:
     Raises:
         InputError: if there is no checkpoint at ``path`` or it is of another kind.
         DataError: if it is damaged, or its tensors do not fit its configuration; the message names the tensor.
+
     """
     location = Path(path)
     if location.is_dir():
@@ -85,13 +88,17 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG_NAME
     if not file.is_file():
-        raise InputError(f"{folder} is not a GHN checkpoint: it has no {CONFIG_NAME}; give a folder written by `ghn train`")
+        raise InputError(
+            f"{folder} is not a GHN checkpoint: it has no {CONFIG_NAME}; give a folder written by `ghn train`"
+        )
     try:
         data = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is damaged: {error}; restore the checkpoint") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise InputError(f"{folder} holds another kind of checkpoint (its {CONFIG_NAME} does not say format={FORMAT!r})")
+        raise InputError(
+            f"{folder} holds another kind of checkpoint (its {CONFIG_NAME} does not say format={FORMAT!r})"
+        )
     if data.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{file} has schema version {data.get('schema_version')}; this program reads {SCHEMA_VERSION}")
     return data

@@ -28,6 +28,7 @@ class NetworkResult:
         accuracy: top-1 with predicted parameters; a network whose logits are not finite scores 0.
         baseline: top-1 of the same network with its ordinary random initialization.
         failure: why the prediction failed, or "".
+
     """
 
     split: str
@@ -59,7 +60,10 @@ def top1(logits_NK: Tensor, labels_N: Tensor) -> int:
 
 @torch.no_grad()
 def accuracy(
-    architecture: Architecture, parameters: Mapping[str, Tensor] | None, batches: Iterable[tuple[Tensor, Tensor]], seed: int = 0
+    architecture: Architecture,
+    parameters: Mapping[str, Tensor] | None,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    seed: int = 0,
 ) -> float:
     """Return top-1 accuracy in percent of one network in evaluation mode, BatchNorm using batch statistics.
 
@@ -68,6 +72,7 @@ def accuracy(
         parameters: its predicted parameters, or ``None`` for its ordinary random initialization.
         batches: (images (N, 3, S, S), class numbers (N,)).
         seed: of the random initialization.
+
     """
     if parameters is None:
         with torch.random.fork_rng(devices=[]):
@@ -100,6 +105,7 @@ def evaluate_networks(
         batches: the test images.
         seed: the baseline of architecture ``index`` is initialized from ``seed + index``.
         on_result: called after each network (for progress).
+
     """
     results = []
     for architecture in architectures:

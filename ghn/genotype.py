@@ -111,6 +111,7 @@ class ArchitectureSpec:
         fc_dim: width of the hidden linear layer.
         num_classes: width of the output.
         image_size: height and width of the input in pixels.
+
     """
 
     genotype: Genotype
@@ -179,6 +180,7 @@ class ArchitectureSpec:
 
         Raises:
             InputError: for malformed JSON, a missing, unknown or wrongly typed field; the message names it.
+
         """
         if isinstance(data, str):
             try:

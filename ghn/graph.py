@@ -62,6 +62,7 @@ class Node:
         primitive: one of :data:`PRIMITIVES`.
         shape: the shape that is embedded: the weight's, ``(1, 1, k, k)`` for a pool, ``None`` where there is none.
         parameters: the parameters to predict at this node (none, one, or a norm's weight and bias).
+
     """
 
     primitive: str
@@ -78,6 +79,7 @@ class ArchitectureGraph:
         edges: the real edges (u, v), u < v, sorted by (v, u), without repetition.
         num_classes: width of the output.
         kept: trainable parameters that no node covers (they keep their own value), with the reason.
+
     """
 
     nodes: tuple[Node, ...]
@@ -234,7 +236,9 @@ class GraphBuilder:
         joined: frozenset[int] = frozenset().union(*inputs)
         return self.add(Node(primitive=primitive), joined) if len(joined) > 1 else joined
 
-    def finish(self, output: frozenset[int], *, num_classes: int, kept: Sequence[tuple[str, str]] = ()) -> ArchitectureGraph:
+    def finish(
+        self, output: frozenset[int], *, num_classes: int, kept: Sequence[tuple[str, str]] = ()
+    ) -> ArchitectureGraph:
         """Drop what does not reach ``output`` (a single node) and return the graph."""
         alive = set(output)
         for i in reversed(range(len(self._nodes))):
@@ -244,5 +248,8 @@ class GraphBuilder:
         number = {old: new for new, old in enumerate(order)}
         edges = [(number[u], number[v]) for v in order for u in self._inputs[v]]
         return ArchitectureGraph(
-            nodes=tuple(self._nodes[i] for i in order), edges=sort_edges(edges), num_classes=num_classes, kept=tuple(kept)
+            nodes=tuple(self._nodes[i] for i in order),
+            edges=sort_edges(edges),
+            num_classes=num_classes,
+            kept=tuple(kept),
         )

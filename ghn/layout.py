@@ -41,6 +41,7 @@ class CellLayout:
         concat: states that are concatenated, zeros where one is missing.
         missing: concatenated states that no operation makes.
         live: whether the cell does anything at all.
+
     """
 
     index: int
@@ -88,6 +89,7 @@ def layout(spec: ArchitectureSpec, *, prune: bool = True) -> Layout:
 
     Raises:
         InputError: if nothing reaches the classifier.
+
     """
     present = _present(spec)
     if not present[-1][-1]:
@@ -174,9 +176,7 @@ def _needed(spec: ArchitectureSpec, present: list[list[bool]]) -> list[set[int]]
 
 def _uses_second_stem(cells: list[CellLayout]) -> bool:
     """Whether any live cell reads the second stem output (input 1 of cell 0, input 0 of cell 1)."""
-    return any(op.source == 1 for op in cells[0].ops) or (
-        len(cells) > 1 and any(op.source == 0 for op in cells[1].ops)
-    )
+    return any(op.source == 1 for op in cells[0].ops) or (len(cells) > 1 and any(op.source == 0 for op in cells[1].ops))
 
 
 def _preprocess(spec: ArchitectureSpec, *, after_reduction: bool) -> Preprocess:

@@ -31,6 +31,7 @@ class MetaStep:
         losses: cross-entropy of each network that counted.
         accuracies: top-1 accuracy of each network that counted, 0 to 1.
         skipped: (architecture label, reason) of each network that did not count.
+
     """
 
     loss: Tensor | None
@@ -73,6 +74,7 @@ def meta_step(
         labels_N: class numbers.
         weight: factor on each network's loss, 1 / size of the whole meta-batch for the mean of eq. 1.
         label_smoothing: 0 to 1.
+
     """
     images_NCHW = images_NCHW.to(memory_format=torch.channels_last)  # much faster depthwise convolutions on CPUs
     predictions = hypernet([architecture.graph for architecture in architectures])

@@ -6,6 +6,8 @@ statistics (paper, section 4.1). All convolutions are bias-free; all linear laye
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,11 +18,19 @@ MSA_HEADS = 8
 DROPOUT = 0.5
 
 
-def _conv(c_in: int, c_out: int, kernel: int | tuple[int, int], *, stride: int | tuple[int, int] = 1, **kw: int) -> nn.Conv2d:
-    kh, kw_ = (kernel, kernel) if isinstance(kernel, int) else kernel
-    dilation = kw.get("dilation", 1)
-    padding = (kh - kh % 2, kw_ - kw_ % 2) if dilation == 2 else (kh // 2, kw_ // 2)
-    return nn.Conv2d(c_in, c_out, (kh, kw_), stride=stride, padding=padding, bias=False, **kw)
+def _conv(
+    c_in: int,
+    c_out: int,
+    kernel: int | tuple[int, int],
+    *,
+    stride: int | tuple[int, int] = 1,
+    dilation: int = 1,
+    groups: int = 1,
+) -> nn.Conv2d:
+    """Return a bias-free convolution that keeps the size of a map at stride 1."""
+    kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (kh - kh % 2, kw - kw % 2) if dilation == 2 else (kh // 2, kw // 2)
+    return nn.Conv2d(c_in, c_out, (kh, kw), stride, padding, dilation, groups, bias=False)
 
 
 def _norm(channels: int, norm: str | None) -> nn.Module:
@@ -179,7 +189,7 @@ class Cell(nn.Module):
         if len(present) == len(self.layout.concat) == 1:
             return states[present[0]]
         zeros = None if len(present) == len(self.layout.concat) else torch.zeros_like(states[present[0]])
-        parts = [states[state] if state in states else zeros for state in self.layout.concat]
+        parts = [states.get(state, zeros) for state in self.layout.concat]
         return torch.cat([part for part in parts if part is not None], dim=1)
 
 
@@ -208,7 +218,7 @@ class Network(nn.Module):
         self.layout = net
         if net.stem == "vit":
             patch, padding = (16, 0) if spec.large_images else (3, 1)
-            self.stem0 = nn.Conv2d(3, spec.C, patch, stride=patch, padding=padding, bias=False)
+            self.stem0: nn.Module = nn.Conv2d(3, spec.C, patch, stride=patch, padding=padding, bias=False)
             self.pos_enc = PositionalEncoding(spec.C, net.pos_enc_size)
         elif net.stem == "double":
             stride = 2 if spec.large_images else 1
@@ -227,7 +237,7 @@ class Network(nn.Module):
             self.stem = nn.Sequential(stem_conv, _norm(channels, spec.norm), *pool)
         self.cells = nn.ModuleList(Cell(cell, spec.norm) for cell in net.cells)
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(net.head[:-1], net.head[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(net.head):
             layers += [nn.ReLU(), nn.Dropout(DROPOUT)] if layers else []
             layers.append(nn.Linear(fan_in, fan_out))
         self.classifier = nn.Sequential(*layers)

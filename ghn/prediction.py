@@ -26,6 +26,7 @@ def predict(hypernet: GHN, graph: ArchitectureGraph, *, strict: bool = True) -> 
     Raises:
         InputError: if the number of classes differs from the hypernetwork's, or, when strict, naming the first
             parameter that would keep its own value.
+
     """
     if strict and graph.kept:
         name, reason = graph.kept[0]

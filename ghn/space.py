@@ -7,6 +7,7 @@ architectures are drawn, in which order, or by how many processes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class SplitRules:
         max_parameters: cap at C=32, fc_dim=256, 10 classes, for 32-pixel and 224-pixel images alike.
         norm_free: never any normalization.
         widen: factor on C for (32-pixel, 224-pixel) images.
+
     """
 
     cells: tuple[int, int] = (4, 18)
@@ -88,6 +90,7 @@ def sample_spec(
 
     Raises:
         InputError: for an unknown split or a width that is out of range.
+
     """
     if split not in RULES:
         raise InputError(f"unknown split {split!r}; sampled splits are {', '.join(SAMPLED_SPLITS)}")
@@ -125,7 +128,7 @@ def count_parameters(net: Layout) -> int:
             if kind in ("conv", "factorized_reduce"):
                 total += c_in * cell.C + norm * cell.C
         total += sum(_op_parameters(op.op, op.stride, cell.C, norm) for op in cell.ops)
-    return total + sum((fan_in + 1) * fan_out for fan_in, fan_out in zip(net.head[:-1], net.head[1:], strict=True))
+    return total + sum((fan_in + 1) * fan_out for fan_in, fan_out in itertools.pairwise(net.head))
 
 
 def _op_parameters(op: str, stride: int, C: int, norm: int) -> int:
@@ -251,6 +254,8 @@ def redraw_widths(
     fc_dims: Sequence[int] | None = None,
 ) -> ArchitectureSpec:
     """Return the specification with C and fc_dim drawn anew, as meta-training does each time a network is used."""
-    base = dataclasses.replace(spec, C=_CAP_C, fc_dim=_CAP_FC_DIM, num_classes=_CAP_CLASSES, image_size=_CIFAR_IMAGE_SIZE)
+    base = dataclasses.replace(
+        spec, C=_CAP_C, fc_dim=_CAP_FC_DIM, num_classes=_CAP_CLASSES, image_size=_CIFAR_IMAGE_SIZE
+    )
     C, fc_dim = _draw_width(rng, base, channels, fc_dims)
     return dataclasses.replace(spec, C=C, fc_dim=fc_dim)

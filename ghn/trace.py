@@ -36,6 +36,7 @@ def trace(module: nn.Module, example_input: Tensor) -> ArchitectureGraph:
     Raises:
         InputError: if the module fails on the input, has no parameters, applies a parameter in an unknown way, or if
             its output does not depend on its input; the message names the class, the call and the parameter.
+
     """
     label = type(module).__name__
     trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -55,7 +56,9 @@ def trace(module: nn.Module, example_input: Tensor) -> ArchitectureGraph:
         raise
     except Exception as error:
         shape = tuple(example_input.shape)
-        raise InputError(f"{label} can not be traced on an input of shape {shape}: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{label} can not be traced on an input of shape {shape}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(output, Tensor):
         raise InputError(f"{label} returns {type(output).__name__}; trace needs one tensor of logits")
     return recorder.finish(output, label, trainable)
@@ -129,7 +132,9 @@ class _Recorder(TorchFunctionMode):
         if not self._reaches(out):
             raise InputError(f"the output of {label} does not depend on its input")
         if output.ndim != 2:
-            raise InputError(f"{label} returns a tensor of shape {tuple(output.shape)}; trace needs logits (N, classes)")
+            raise InputError(
+                f"{label} returns a tensor of shape {tuple(output.shape)}; trace needs logits (N, classes)"
+            )
         self._mark_classifier(out)
         graph = GraphBuilder()
         values: list[Value] = []

@@ -61,9 +61,7 @@ def shard_images_command(
     """Split an image source into train, val and test and shard each."""
     from pipelines.shards.jobs import shard_images
 
-    manifests = shard_images(
-        source, out, seed=seed, shard_samples=shard_samples, image_size=image_size, limit=limit
-    )
+    manifests = shard_images(source, out, seed=seed, shard_samples=shard_samples, image_size=image_size, limit=limit)
     _print_manifests(out, manifests)
 
 
@@ -77,6 +75,7 @@ def shard_images_command(
 @click.option("--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Pixels.")
 @click.option("--channels", type=int, multiple=True, help="Initial channels to draw from (default: published rule).")
 @click.option("--fc-dims", type=int, multiple=True, help="Hidden classifier widths (default: published rule).")
+@click.option("--max-nodes", type=click.IntRange(min=2), help="Pass over architectures with larger graphs.")
 @_example("ghn shard deepnets --split train --count 1000 --out s3://ghn/deepnets --seed 0 --shard-samples 250")
 def shard_deepnets_command(splits: tuple[str, ...], count: int, out: str, **options: Any) -> None:
     """Sample architectures by the DeepNets-1M rules and shard them."""

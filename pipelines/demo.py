@@ -30,7 +30,7 @@ _TINY = {
 }
 
 
-class JobFailed(GHNError):
+class JobError(GHNError):
     """A task of the job failed; its own message was shown."""
 
 
@@ -44,7 +44,8 @@ def demo(images: str, out: Path, *, tiny: bool = False) -> str:
 
     Raises:
         InputError: if the images can not be used, or ``out`` holds something that is not a demo.
-        JobFailed: if a task fails.
+        JobError: if a task fails.
+
     """
     started = time.monotonic()
     conf: dict[str, Any] = {**_describe_images(images), **(_TINY if tiny else {}), "run": str(out)}
@@ -66,7 +67,7 @@ def demo(images: str, out: Path, *, tiny: bool = False) -> str:
                     process.terminate()
                     process.wait()
             if process.returncode:
-                raise JobFailed(f"the job stopped: {_reason(log)} (whole log: {log})")
+                raise JobError(f"the job stopped: {_reason(log)} (whole log: {log})")
     content = json.loads((out / "report.json").read_text())
     minutes = (time.monotonic() - started) / 60
     return f"{table(content)}\n\n{minutes:.1f} minutes. {_closing(out, conf['name'], content)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ def draw_curve(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.plot(steps, _smooth(values), color=colour, linewidth=1.6)
         axes.set_ylabel(label, color=colour)
         axes.spines[["top"]].set_visible(False)
-    for before, after in zip(rows[:-1], rows[1:], strict=True):
+    for before, after in itertools.pairwise(rows):
         if before["session"] != after["session"]:
             left.axvline(after["step"], color="#111827", linestyle="--", linewidth=0.8)
             left.annotate("resumed", (after["step"], left.get_ylim()[1]), fontsize=8, ha="left", va="top")
@@ -97,7 +98,8 @@ def draw_graph(graph: ArchitectureGraph, title: str) -> str:
     for label, (names, colour) in _GROUPS.items():
         chosen = np.array([node.primitive in names for node in graph.nodes])
         if chosen.any():
-            axes.scatter(*places[chosen].T, s=34, color=colour, label=label, zorder=2, edgecolors="white", linewidths=0.5)
+            x, y = places[chosen].T
+            axes.scatter(x, y, s=34, color=colour, label=label, zorder=2, edgecolors="white", linewidths=0.5)
     for i, text in ((0, "input"), (len(graph) - 1, "output")):
         axes.annotate(text, places[i], xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
     axes.set_axis_off()

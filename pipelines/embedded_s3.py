@@ -34,13 +34,16 @@ def start(folder: Path) -> dict[str, str]:
 
     Raises:
         EnvironmentSetupError: if rclone is not installed or the server does not come up.
+
     """
     data = folder / "data"
     (data / BUCKET).mkdir(parents=True, exist_ok=True)
     known = _read(folder)
     if known and _is_running(known, data):
         return client_environment(folder)
-    executable = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    executable = shutil.which(
+        "rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    )
     if executable is None:
         raise EnvironmentSetupError("the embedded S3 server needs rclone; run `make setup`, or set AWS_ENDPOINT_URL")
     port = _free_port()
@@ -106,6 +109,7 @@ def run_client(folder: Path, command: Sequence[str]) -> int:
 
     Raises:
         EnvironmentSetupError: if there is no such command.
+
     """
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     executable = shutil.which(command[0], path=search)
@@ -128,6 +132,7 @@ def client_environment(folder: Path) -> dict[str, str]:
 
     Raises:
         EnvironmentSetupError: if no server was ever started there.
+
     """
     known = _read(folder)
     if not known:

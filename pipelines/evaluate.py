@@ -48,6 +48,7 @@ def evaluate(
         image_limit: at most so many images, the first ones in stored order.
         image_split: ``test`` (or ``val``, to choose between models).
         seed: of the random initializations.
+
     """
     hypernet, facts, version = _load(model, tracking_uri)
     settings = ImageSettings.model_validate(facts.get("recipe", {}).get("images", {}))
@@ -65,15 +66,15 @@ def evaluate(
             raise InputError(f"{deepnets}/{split} was made for {size}-pixel images, the model for {settings.size}")
     results: list[NetworkResult] = []
     with Progress("evaluate", sum(map(len, chosen.values())), unit="network") as progress:
-        for split, architectures in chosen.items():
+        for architectures in chosen.values():
             results += evaluate_networks(
                 hypernet,
                 architectures,
                 batches,
                 seed=seed,
-                on_result=lambda result, split=split: progress.update(split=split, accuracy=round(result.accuracy, 1)),
+                on_result=lambda result: progress.update(split=result.split, accuracy=round(result.accuracy, 1)),
             )
-    evaluation = {
+    evaluation: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "model": {"uri": model, **version},
         "metric": "top-1 accuracy in percent",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -45,6 +46,7 @@ class ImageSource:
         classes: class names in label order.
         splits: train, val and test items, each in a seeded random order.
         digest: SHA-256 of the list of images.
+
     """
 
     name: str
@@ -67,6 +69,7 @@ def open_source(source: str, *, seed: int, image_size: int | None = None, limit:
 
     Raises:
         InputError: if nothing is there, it holds no images, or it has fewer than two classes.
+
     """
     if source == "digits":
         labelled = [("", item) for item in _digits(image_size or 16)]
@@ -75,7 +78,9 @@ def open_source(source: str, *, seed: int, image_size: int | None = None, limit:
     else:
         path = Path(source)
         if not path.exists():
-            raise InputError(f"image source {source} does not exist; give `digits`, or a folder or zip with class folders")
+            raise InputError(
+                f"image source {source} does not exist; give `digits`, or a folder or zip with class folders"
+            )
         files = _zip_files(path) if path.is_file() else _folder_files(path)
         name = path.name
         labelled, classes = _classify(files, source, image_size)
@@ -109,7 +114,7 @@ def _zip_files(path: Path) -> list[tuple[PurePosixPath, Callable[[], bytes]]]:
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"image source {path.name} is not a readable zip: {error}") from error
     names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-    return [(PurePosixPath(name), lambda name=name: archive.read(name)) for name in names]
+    return [(PurePosixPath(name), functools.partial(archive.read, name)) for name in names]
 
 
 def _classify(

@@ -18,7 +18,9 @@ from pipelines.storage import LocalStore
 def predict(checkpoint: Path, spec: Path, out: Path) -> str:
     """Write the predicted parameters of the architecture that ``spec`` holds as JSON; return one line about them."""
     if not spec.is_file():
-        raise InputError(f"no architecture specification at {spec}; give a JSON file such as runs/demo/architecture.json")
+        raise InputError(
+            f"no architecture specification at {spec}; give a JSON file such as runs/demo/architecture.json"
+        )
     architecture = Architecture(spec=spec_from_json(spec.read_text()))
     hypernet = load_checkpoint(checkpoint)
     graph = architecture.graph

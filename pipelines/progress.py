@@ -37,6 +37,7 @@ class Progress:
         total: steps in all.
         unit: what a step is, e.g. ``"network"``.
         initial: steps that were done before (after a resume).
+
     """
 
     def __init__(self, job: str, total: int, *, unit: str = "step", initial: int = 0) -> None:
@@ -53,7 +54,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         if kind is None:
             self._report({}, force=True)
         if self._bar is not None:

@@ -41,6 +41,7 @@ def register(
     Raises:
         InputError: if the run has not finished training.
         StorageError: if the registry or the artifact store can not be used.
+
     """
     state = read_state(run)
     model = run / MODEL_NAME
@@ -67,7 +68,9 @@ def register(
             version = mlflow.register_model(model_id, name, tags={_WEIGHTS_TAG: digest})
         client.set_registered_model_alias(name, alias, version.version)
     except (MlflowException, OSError) as error:
-        raise StorageError(f"can not register {run} in {tracking_uri}: {error}; check the registry and {artifacts}") from error
+        raise StorageError(
+            f"can not register {run} in {tracking_uri}: {error}; check the registry and {artifacts}"
+        ) from error
     except Exception as error:
         if type(error).__module__.startswith(("boto", "sqlalchemy")):
             raise StorageError(f"can not register {run}: {error}; check {tracking_uri} and {artifacts}") from error
@@ -108,7 +111,12 @@ def _log_run(run: Path, recipe: Recipe, experiment: str, artifacts: str | None, 
         rows = read_metrics(run)
         stride = max(1, len(rows) // _MAX_CURVE_POINTS)
         points = [
-            Metric(key=key, value=float(value), timestamp=int(os.path.getmtime(run / METRICS_NAME) * 1000), step=row["step"])
+            Metric(
+                key=key,
+                value=float(value),
+                timestamp=int((run / METRICS_NAME).stat().st_mtime * 1000),
+                step=row["step"],
+            )
             for row in rows[::stride]
             for key, value in row.items()
             if key != "step" and isinstance(value, (int, float))

@@ -46,6 +46,7 @@ def write_report(evaluation_file: Path, run: Path, out: Path) -> dict[str, Any]:
     Raises:
         InputError: if the evaluation or the training run is not there.
         DataError: if the evaluation can not be read.
+
     """
     try:
         evaluation = json.loads(evaluation_file.read_text())
@@ -97,7 +98,9 @@ def _page(content: Mapping[str, Any], rows: list[dict[str, Any]], recipe: str) -
 
 
 def _html_table(content: Mapping[str, Any]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("split", "networks", "mean ± stderr", "best", "random init", "failed"))
+    head = "".join(
+        f"<th>{name}</th>" for name in ("split", "networks", "mean ± stderr", "best", "random init", "failed")
+    )
     rows = "".join(
         f"<tr><td>{html.escape(split)}</td><td>{row['networks']}</td><td>{row['mean']:.1f} ± {row['stderr']:.1f}</td>"
         f"<td>{row['best']:.1f}</td><td>{row['baseline_mean']:.1f}</td><td>{row['failed']}</td></tr>"

@@ -117,6 +117,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: for a missing file, bad TOML, an unknown or misspelt key (with the nearest known one), a value of
             the wrong type or out of range, or a model that can not be built.
+
     """
     path = Path(name)
     if not path.suffix and not path.exists():

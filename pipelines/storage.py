@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ghn.errors import InputError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
@@ -43,7 +43,7 @@ class Store(ABC):
         """Return an object's size in bytes, ``None`` if there is none."""
 
     @abstractmethod
-    def keys(self, prefix: str = "") -> list[str]:
+    def list(self, prefix: str = "") -> Sequence[str]:
         """Return all keys that begin with ``prefix``, sorted."""
 
     @abstractmethod
@@ -56,6 +56,7 @@ def open_store(url: str) -> Store:
 
     Raises:
         InputError: for another scheme or an S3 address without a bucket.
+
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -101,7 +102,7 @@ class LocalStore(Store):
         path = self._path(key)
         return path.stat().st_size if path.is_file() else None
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def list(self, prefix: str = "") -> Sequence[str]:
         root = Path(self.root)
         files = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
         return sorted(key for key in files if key.startswith(prefix))
@@ -146,7 +147,9 @@ class S3Store(Store):
             if code in ("404", "NoSuchKey", "NotFound"):
                 raise FileNotFoundError(self.url(key)) from error
             if code == "NoSuchBucket":
-                raise StorageError(f"{self.url(key)}: bucket {self.bucket!r} does not exist; create it first") from error
+                raise StorageError(
+                    f"{self.url(key)}: bucket {self.bucket!r} does not exist; create it first"
+                ) from error
             raise StorageError(
                 f"{self.url(key)}: the store answered {code}: {error.response['Error'].get('Message')}; "
                 "check the credentials and the bucket policy"
@@ -180,7 +183,7 @@ class S3Store(Store):
             return None
         return size
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def list(self, prefix: str = "") -> Sequence[str]:
         return sorted(self._pages(prefix))
 
     def _pages(self, prefix: str) -> Iterator[str]:

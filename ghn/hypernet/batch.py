@@ -28,6 +28,7 @@ class Schedule:
         starts: (N + 1,) where each node's edges begin in the next two.
         sources: (E,) rows of the stacked messages [real; virtual]; the virtual ones are offset by N.
         weights: (E,) factors: 1 for real edges, 1/s for virtual ones.
+
     """
 
     order: np.ndarray
@@ -45,6 +46,7 @@ class Level:
         sources: (E,) rows of the stacked messages, as in :class:`Schedule`.
         targets: (E,) positions in ``nodes``.
         weights: (E, 1) factors, as in :class:`Schedule`.
+
     """
 
     nodes: Tensor
@@ -62,6 +64,7 @@ class GraphBatch:
         primitives: (N,) primitive ids.
         shapes: (N, 4) rows of the shape tables: out, in, kh, kw.
         virtual_edges: whether messages also pass along virtual edges.
+
     """
 
     graphs: tuple[ArchitectureGraph, ...]

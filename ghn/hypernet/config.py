@@ -23,6 +23,7 @@ class GHNConfig:
         weight_norm: normalize the predicted parameters (section 3.3).
         ve: virtual edges (section 3.2).
         layernorm: layer normalization behind the graph network.
+
     """
 
     num_classes: int = 10

@@ -6,6 +6,8 @@ largest shape. Parameter names are those of the official checkpoints.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,14 +29,15 @@ class ConvDecoder(nn.Module):
         """Return (N, out, in, kh, kw) for a shape that is at most the largest one in every dimension."""
         out, fan_in, kh, kw = shape
         n, hid = states_Nd.shape
-        fc, first, second = self.fc[0], self.conv[0], self.conv[2]
+        fc, first, second = cast(nn.Linear, self.fc[0]), cast(nn.Conv2d, self.conv[0]), cast(nn.Conv2d, self.conv[2])
+        row_bias, first_bias = cast(Tensor, second.bias), cast(Tensor, first.bias)
         taps = fc.weight.view(4 * hid, self.kernel, self.kernel, hid)[:, :kh, :kw].reshape(-1, hid)
         tap_bias = fc.bias.view(4 * hid, self.kernel, self.kernel)[:, :kh, :kw].reshape(-1)
         x = F.relu(F.linear(states_Nd, taps, tap_bias)).view(n, 4 * hid, kh * kw)
         x = x.transpose(1, 2).reshape(n * kh * kw, 4 * hid)
-        x = F.relu(F.linear(x, first.weight.flatten(1), first.bias))
+        x = F.relu(F.linear(x, first.weight.flatten(1), first_bias))
         rows = second.weight.view(self.out, self.fan_in, -1)[:out, :fan_in].reshape(out * fan_in, -1)
-        row_bias = second.bias.view(self.out, self.fan_in)[:out, :fan_in].reshape(-1)
+        row_bias = row_bias.view(self.out, self.fan_in)[:out, :fan_in].reshape(-1)
         x = F.linear(x, rows, row_bias)
         return x.view(n, kh, kw, out, fan_in).permute(0, 3, 4, 1, 2)
 

@@ -33,6 +33,7 @@ class GatedGNN(nn.Module):
     Args:
         hid: size d of a node's state.
         virtual_edges: whether messages also pass along virtual edges, by an MLP of their own.
+
     """
 
     def __init__(self, hid: int, *, virtual_edges: bool) -> None:
@@ -57,7 +58,9 @@ class GatedGNN(nn.Module):
     def sweep_nodes(self, states_Nd: Tensor, batch: GraphBatch, *, reverse: bool) -> Tensor:
         """One sweep, node by node in compiled code (CPU only)."""
         gru, mlps = self.gru, [mlp.fc for mlp in self.message_mlps]
-        stacked = [torch.stack([getattr(fc[layer], name) for fc in mlps]) for layer in (0, 2) for name in ("weight", "bias")]
+        stacked = [
+            torch.stack([getattr(fc[layer], name) for fc in mlps]) for layer in (0, 2) for name in ("weight", "bias")
+        ]
         recurrent = F.linear(states_Nd, gru.weight_hh, gru.bias_hh)
         schedule = batch.schedule(reverse=reverse)
         result: Tensor = sweep.GatedSweep.apply(schedule, states_Nd, recurrent, gru.weight_ih, gru.bias_ih, *stacked)

@@ -29,6 +29,7 @@ class GHN(nn.Module):
 
     Calling it with graphs returns one ``{parameter name: tensor}`` per graph, differentiable with respect to the
     hypernetwork's own weights.
+
     """
 
     def __init__(self, config: GHNConfig | None = None) -> None:
@@ -135,4 +136,3 @@ class GHN(nn.Module):
                 source = norm_weights if parameter.role == "norm_weight" else biases
                 tensors.append(tile(source[row[node]], parameter.shape))
         return tensors
-

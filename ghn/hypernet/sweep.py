@@ -136,9 +136,14 @@ class GatedSweep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         h0, gh, w_ih, w1, w2, received, gates, h, inner, messages = ctx.saved_tensors
-        kinds, n, width = inner.shape
+        kinds, n, _ = inner.shape
         dh, dmessages = grad_h.clone().contiguous(), torch.zeros_like(messages)
-        dinner, dgi, dgh, dh0 = torch.zeros_like(inner), torch.empty_like(gh), torch.empty_like(gh), torch.empty_like(h0)
+        dinner, dgi, dgh, dh0 = (
+            torch.zeros_like(inner),
+            torch.empty_like(gh),
+            torch.empty_like(gh),
+            torch.empty_like(h0),
+        )
         saved = _arrays(h0, gh, w_ih, w1, w2, gates, inner, messages)
         _backward(*ctx.plan, *saved, *_arrays(dh, dmessages, dinner, dgi, dgh, dh0))
         dout = dmessages.view(kinds, n, -1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ghn.architecture import Architecture, sample_architectures
 from ghn.errors import InputError
@@ -69,14 +72,18 @@ def shard_deepnets(
     image_size: int = 32,
     channels: Sequence[int] | None = None,
     fc_dims: Sequence[int] | None = None,
+    max_nodes: int | None = None,
 ) -> dict[str, Manifest]:
     """Sample ``count`` architectures of each split (``predefined`` has two) and write them below ``out``.
+
+    With ``max_nodes``, architectures with larger graphs are passed over (their indices stay unused): a short training run
+    may want cheap networks; the evaluated splits should stay whole.
 
     Each sample holds ``json``, the specification; its graph follows from it by ``graph_revision``.
     """
     if count < 1:
         raise InputError(f"count={count}: give at least 1")
-    widths = {
+    widths: dict[str, Any] = {
         "num_classes": num_classes,
         "image_size": image_size,
         "channels": list(channels) if channels else None,
@@ -95,7 +102,7 @@ def shard_deepnets(
             "seed": seed,
             "generator_version": GENERATOR_VERSION,
             "graph_revision": GRAPH_REVISION,
-            "request": {**widths, "count": total, "shard_samples": shard_samples},
+            "request": {**widths, "count": total, "shard_samples": shard_samples, "max_nodes": max_nodes},
         }
         find_finished(store, facts)
         jobs.append((split, store, facts, total))
@@ -104,10 +111,11 @@ def shard_deepnets(
         for split, store, facts, total in jobs:
             architectures = (
                 architecture
-                for start in range(total)
-                for architecture in sample_architectures(split, 1, seed, start=start, **widths)  # type: ignore[arg-type]
+                for start in (range(total) if split == "predefined" else itertools.count())
+                for architecture in sample_architectures(split, 1, seed, start=start, **widths)
+                if max_nodes is None or len(architecture.graph) <= max_nodes
             )
-            records = _architecture_records(architectures, progress)
+            records = _architecture_records(itertools.islice(architectures, total), progress)
             manifests[split] = write_shards(store, records, shard_samples=shard_samples, facts=facts)
     return manifests
 
@@ -119,13 +127,6 @@ def _architecture_records(architectures: Iterator[Architecture], progress: Progr
             key=f"{architecture.index:08d}",
             fields={"json": json.dumps(architecture.spec.to_json(), sort_keys=True).encode()},
             nodes=len(graph),
-            parameters=sum(_size(parameter.shape) for parameter in graph.parameters),
+            parameters=sum(math.prod(parameter.shape) for parameter in graph.parameters),
         )
         progress.update()
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

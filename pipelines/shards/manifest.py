@@ -63,6 +63,7 @@ def read_manifest(store: Store, kind: Literal["images", "deepnets"]) -> Manifest
     Raises:
         InputError: if there is none, or it describes another kind of shard set.
         DataError: if it is damaged or of another schema version.
+
     """
     try:
         content = store.read(MANIFEST_NAME)
@@ -76,7 +77,9 @@ def read_manifest(store: Store, kind: Literal["images", "deepnets"]) -> Manifest
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"{store.url(MANIFEST_NAME)} is damaged or of another version: {where}: {first['msg']}") from error
+        raise DataError(
+            f"{store.url(MANIFEST_NAME)} is damaged or of another version: {where}: {first['msg']}"
+        ) from error
     if manifest.kind != kind:
         raise InputError(f"{store.root} holds {manifest.kind} shards, but {kind} shards are needed")
     if manifest.samples < 1:

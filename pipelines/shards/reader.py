@@ -39,6 +39,7 @@ class ShardReader:
         kind: ``images`` or ``deepnets``.
         seed: of the order.
         window: shards that are shuffled together (at least 1).
+
     """
 
     def __init__(self, store: Store, kind: Literal["images", "deepnets"], *, seed: int, window: int = 8) -> None:
@@ -65,7 +66,7 @@ class ShardReader:
 
     def take(self, count: int) -> list[dict[str, Any]]:
         """Return the next ``count`` samples, going into the next epoch where one ends."""
-        samples = []
+        samples: list[dict[str, Any]] = []
         while len(samples) < count:
             if self._samples is None:
                 self._samples = self.epoch_samples(self.epoch, self.position)
@@ -112,13 +113,16 @@ def read_shard(store: Store, shard: ShardEntry) -> list[dict[str, Any]]:
 
     Raises:
         DataError: if the shard is missing, or its size, SHA-256 or number of samples is another one.
+
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     try:
         content = store.read(shard.name)
     except FileNotFoundError:
-        raise DataError(f"{store.url(shard.name)} is missing, but the manifest names it; make the shard set again") from None
+        raise DataError(
+            f"{store.url(shard.name)} is missing, but the manifest names it; make the shard set again"
+        ) from None
     if len(content) != shard.bytes or hashlib.sha256(content).hexdigest() != shard.sha256:
         raise DataError(
             f"{store.url(shard.name)} is damaged: {len(content)} bytes that do not match the manifest's "

@@ -67,6 +67,7 @@ def write_shards(
 
     Raises:
         InputError: if there are no records, or ``store`` holds a set made by another request.
+
     """
     if shard_samples < 1:
         raise InputError(f"shard-samples={shard_samples}: give at least 1")
@@ -91,7 +92,7 @@ def write_shards(
     if not entries:
         raise InputError(f"nothing to write to {store.root}: the source has no samples for split {facts['split']!r}")
     manifest = Manifest(**facts, samples=sum(entry.samples for entry in entries), shards=entries)
-    for key in store.keys():  # what an interrupted job with another request left behind
+    for key in store.list():  # what an interrupted job with another request left behind
         if key.endswith(".tar") and key not in {entry.name for entry in entries}:
             store.delete(key)
     store.write(MANIFEST_NAME, manifest.encode())
@@ -103,6 +104,7 @@ def find_finished(store: Store, facts: dict[str, Any]) -> Manifest | None:
 
     Raises:
         InputError: if another request made the set that is there.
+
     """
     if store.size(MANIFEST_NAME) is None:
         return None

@@ -110,7 +110,7 @@ def read_image_batches(
 ) -> tuple[list[tuple[Tensor, Tensor]], int]:
     """Return one split's images in batches, in stored (shuffled) order, and the number of classes."""
     reader = open_reader(root, split, "images")
-    decoded = []
+    decoded: list[tuple[np.ndarray, int]] = []
     for sample in reader.in_order():
         if limit is not None and len(decoded) == limit:
             break

@@ -36,6 +36,7 @@ def train(recipe: Recipe, run: Path, *, stop_after: int | None = None) -> None:
 
     Raises:
         GHNError: for anything wrong with recipe, shards, run folder or training.
+
     """
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     world_size = int(os.environ["WORLD_SIZE"]) if launched else recipe.training.processes

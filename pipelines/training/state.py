@@ -53,7 +53,9 @@ def read_state(run: Path) -> TrainingState | None:
     try:
         return TrainingState.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        raise DataError(f"{file} is damaged: {error.errors()[0]['msg']}; delete the run folder or restore it") from error
+        raise DataError(
+            f"{file} is damaged: {error.errors()[0]['msg']}; delete the run folder or restore it"
+        ) from error
 
 
 def check_resumable(run: Path, state: TrainingState, recipe: Recipe, world_size: int) -> None:

@@ -130,7 +130,9 @@ class _Rank:
                 if not math.isnan(row["loss"]):
                     loss = row["loss"] if math.isnan(loss) else _WINDOW * loss + (1 - _WINDOW) * row["loss"]
                     accuracy = (
-                        row["accuracy"] if math.isnan(accuracy) else _WINDOW * accuracy + (1 - _WINDOW) * row["accuracy"]
+                        row["accuracy"]
+                        if math.isnan(accuracy)
+                        else _WINDOW * accuracy + (1 - _WINDOW) * row["accuracy"]
                     )
                 self._log(row)
                 progress.update(
@@ -152,7 +154,9 @@ class _Rank:
         settings = self.recipe.training
         batch = self.batches.take(self.step)
         mine = batch.architectures[self.rank :: self.world_size]
-        torch.manual_seed((settings.seed * 1_000_003 + self.step) * 1009 + self.rank)  # dropout, the same after a resume
+        torch.manual_seed(
+            (settings.seed * 1_000_003 + self.step) * 1009 + self.rank
+        )  # dropout, the same after a resume
         outcome = MetaStep(loss=None, losses=(), accuracies=(), skipped=())
         if mine:
             outcome = meta_step(
@@ -173,7 +177,8 @@ class _Rank:
 
     def _reduce(self, outcome: MetaStep) -> dict[str, Any]:
         sums = torch.tensor(
-            [sum(outcome.losses), sum(outcome.accuracies), len(outcome.losses), len(outcome.skipped)], dtype=torch.float64
+            [sum(outcome.losses), sum(outcome.accuracies), len(outcome.losses), len(outcome.skipped)],
+            dtype=torch.float64,
         ).to(self.device)
         dist.all_reduce(sums)
         loss, accuracy, networks, skipped = sums.tolist()

@@ -1,0 +1,55 @@
+"""Shared fixtures: the reference data (skipped with a reason where it is not there), small models, an S3 server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ghn import GHN, GHNConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REFERENCE = Path(os.environ.get("GHN_REFERENCE", REPOSITORY.parent / "shared" / "reference"))
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Folder with the published system's data and predictions."""
+    if not (REFERENCE / "expected.json").is_file():
+        pytest.skip(f"no reference data at {REFERENCE} (set GHN_REFERENCE)")
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def small_config() -> GHNConfig:
+    """A small GHN-2."""
+    return GHNConfig(hid=8, max_shape=(8, 8, 7, 7))
+
+
+@pytest.fixture
+def small_hypernet(small_config: GHNConfig) -> GHN:
+    """A small GHN-2 with fixed random weights."""
+    torch.manual_seed(0)
+    return GHN(small_config).eval()
+
+
+@pytest.fixture(autouse=True)
+def _no_ambient_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests choose their own object store; the caller's must not leak in."""
+    for name in ("AWS_ENDPOINT_URL", "GHN_S3", "GHN_EVENTS", "IMAGES", "MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real S3 server on loopback; gives an address in its bucket."""
+    from pipelines import embedded_s3
+
+    with embedded_s3.running(tmp_path / "s3") as client:
+        for name, value in client.items():
+            monkeypatch.setenv(name, value)
+        yield f"s3://{embedded_s3.BUCKET}/test"
