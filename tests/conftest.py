@@ -11,6 +11,8 @@ import torch
 
 from ghn import GHN, GHNConfig
 
+torch.set_num_threads(1)  # results and times that do not depend on what else runs
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = Path(os.environ.get("GHN_REFERENCE", REPOSITORY.parent / "shared" / "reference"))
 

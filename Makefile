@@ -1,0 +1,50 @@
+# Everything starts here; `make help` lists the targets. Each target creates what it needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: help setup demo smoke test integration check format parity docker clean
+
+help: ## Show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Make the virtual environment from the pinned constraints
+
+$(READY): pyproject.toml constraints.txt infra/prepare.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[train,demo,dev]'
+	$(BIN)/python infra/prepare.py
+	touch $@
+
+demo: $(READY) ## Run the main job; IMAGES=<folder or zip with class folders> for your own images
+	$(BIN)/ghn demo --out runs/demo --images "$(or $(IMAGES),digits)"
+
+smoke: $(READY) ## Run the same job on a tiny shard, in under three minutes
+	$(BIN)/ghn demo --tiny --out runs/smoke
+
+test: $(READY) ## Run the tests (at most ten minutes, no root)
+	$(BIN)/python -m pytest -m "not integration"
+
+integration: $(READY) ## Run the tests with servers and containers (Docker parts need an engine)
+	$(BIN)/python -m pytest -m integration
+
+check: $(READY) ## Run the linter and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+parity: $(READY) ## Compare with the published system's data, if it is there
+	$(BIN)/python -m pytest tests/parity -v
+
+docker: ## Build the training image
+	docker build -t ghn-train .
+
+clean: ## Remove everything that was made here
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
