@@ -14,7 +14,7 @@ setup: $(READY) ## Make the virtual environment from the pinned constraints
 
 $(READY): pyproject.toml constraints.txt infra/prepare.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[train,demo,dev]'
 	$(BIN)/python infra/prepare.py
 	touch $@

@@ -98,6 +98,11 @@ class Architecture:
         size = self.spec.image_size
         return trace(self.network(device="meta"), torch.empty(2, 3, size, size, device="meta"))
 
+    @functools.cached_property
+    def skeleton(self) -> nn.Module:
+        """The network without memory (meta device), built once, to be run with predicted parameters."""
+        return self.network(device="meta")
+
     def network(self, *, device: str | torch.device = "cpu") -> nn.Module:
         """Build the network, ordinarily initialized; its forward maps images (N, 3, S, S) to logits (N, classes).
 

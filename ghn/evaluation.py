@@ -80,7 +80,7 @@ def accuracy(
             network = architecture.network().eval()
         parameters = dict(network.named_parameters())
     else:
-        network = architecture.network(device="meta").eval()
+        network = architecture.skeleton.eval()
     correct = total = 0
     for images, labels in batches:
         correct += top1(run_network(network, parameters, images), labels)

@@ -20,8 +20,7 @@ def main() -> int:
 
     graphs = [architecture.graph for architecture in sample_architectures("train", 2, 0)]
     for config in (GHNConfig(), GHNConfig(ve=False)):
-        for prediction in GHN(config)(graphs):
-            sum(tensor.sum() for tensor in prediction.values()).backward()
+        torch.stack([tensor.sum() for part in GHN(config)(graphs) for tensor in part.values()]).sum().backward()
     try:
         import deepspeed
     except ImportError:

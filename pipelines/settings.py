@@ -76,6 +76,7 @@ class TrainingSettings(_Section):
     milestones: list[float] = Field(default=[2 / 3, 5 / 6], description="fractions of the steps, for 'step'")
     warmup: float = Field(default=0.1, ge=0, lt=1, description="fraction of the steps, for 'one_cycle'")
     clip: float = Field(default=5.0, gt=0)
+    network_clip: float | None = Field(default=None, gt=0, description="see ghn.meta_step; None as published")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
     processes: int = Field(default=2, ge=1, le=64)

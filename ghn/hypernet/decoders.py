@@ -6,11 +6,15 @@ largest shape. Parameter names are those of the official checkpoints.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Shape = tuple[int, int, int, int]
 
 
 class ConvDecoder(nn.Module):
@@ -25,26 +29,57 @@ class ConvDecoder(nn.Module):
         )
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Conv2d(self.out, num_classes, 1))
 
-    def forward(self, states_Nd: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-        """Return (N, out, in, kh, kw) for a shape that is at most the largest one in every dimension."""
-        out, fan_in, kh, kw = shape
-        n, hid = states_Nd.shape
-        fc, first, second = cast(nn.Linear, self.fc[0]), cast(nn.Conv2d, self.conv[0]), cast(nn.Conv2d, self.conv[2])
-        row_bias, first_bias = cast(Tensor, second.bias), cast(Tensor, first.bias)
-        taps = fc.weight.view(4 * hid, self.kernel, self.kernel, hid)[:, :kh, :kw].reshape(-1, hid)
-        tap_bias = fc.bias.view(4 * hid, self.kernel, self.kernel)[:, :kh, :kw].reshape(-1)
-        x = F.relu(F.linear(states_Nd, taps, tap_bias)).view(n, 4 * hid, kh * kw)
-        x = x.transpose(1, 2).reshape(n * kh * kw, 4 * hid)
-        x = F.relu(F.linear(x, first.weight.flatten(1), first_bias))
-        rows = second.weight.view(self.out, self.fan_in, -1)[:out, :fan_in].reshape(out * fan_in, -1)
-        row_bias = row_bias.view(self.out, self.fan_in)[:out, :fan_in].reshape(-1)
-        x = F.linear(x, rows, row_bias)
-        return x.view(n, kh, kw, out, fan_in).permute(0, 3, 4, 1, 2)
+    def forward(self, states_Nd: Tensor, pieces: Sequence[tuple[Sequence[int], Shape]]) -> list[Tensor]:
+        """Decode many pieces at once.
 
-    def class_weight(self, states_Nd: Tensor, fan_in: int) -> Tensor:
-        """Return (N, num_classes, fan_in), the weight of a classifier with ``fan_in`` <= the largest input."""
-        x = self(states_Nd, (self.out, fan_in, 1, 1))[..., 0]  # (N, out, fan_in, 1)
-        return self.class_layer_predictor(x).squeeze(-1)
+        The first layer runs once for each kernel size, the second once for all, the third once for each number of
+        channels: each run slices the weights, which costs more than the products themselves.
+
+        Args:
+            states_Nd: node states.
+            pieces: (node numbers, shape (out, in, kh, kw), at most the largest one in every dimension).
+
+        Returns:
+            For each piece (its number of nodes, out, in, kh, kw).
+        """
+        hidden = self._expand(states_Nd, pieces)
+        by_channels: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, (_, (out, fan_in, _, _)) in enumerate(pieces):
+            by_channels[out, fan_in].append(i)
+        last = cast(nn.Conv2d, self.conv[2])
+        weight, bias = last.weight.view(self.out, self.fan_in, -1), cast(Tensor, last.bias).view(self.out, self.fan_in)
+        decoded: dict[int, Tensor] = {}
+        for (out, fan_in), members in by_channels.items():
+            rows, row_bias = weight[:out, :fan_in].flatten(0, 1), bias[:out, :fan_in].flatten()
+            values = F.linear(torch.cat([hidden[i] for i in members]), rows, row_bias)
+            for i, part in zip(members, values.split([len(hidden[i]) for i in members]), strict=True):
+                nodes, (_, _, kh, kw) = pieces[i]
+                decoded[i] = part.view(len(nodes), kh, kw, out, fan_in).permute(0, 3, 4, 1, 2)
+        return [decoded[i] for i in range(len(pieces))]
+
+    def _expand(self, states_Nd: Tensor, pieces: Sequence[tuple[Sequence[int], Shape]]) -> list[Tensor]:
+        """The first two layers; returns for each piece (nodes x taps, 8d)."""
+        by_kernel: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, (_, (_, _, kh, kw)) in enumerate(pieces):
+            by_kernel[kh, kw].append(i)
+        fc, conv = cast(nn.Linear, self.fc[0]), cast(nn.Conv2d, self.conv[0])
+        hid = states_Nd.shape[1]
+        weight, bias = fc.weight.view(-1, self.kernel, self.kernel, hid), fc.bias.view(-1, self.kernel, self.kernel)
+        expanded, order, sizes = [], [], []
+        for (kh, kw), members in by_kernel.items():
+            nodes = [node for i in members for node in pieces[i][0]]
+            taps = weight[:, :kh, :kw].permute(1, 2, 0, 3).flatten(0, 2)
+            x = F.relu(F.linear(states_Nd[nodes], taps, bias[:, :kh, :kw].permute(1, 2, 0).flatten()))
+            expanded.append(x.view(len(nodes) * kh * kw, -1))
+            order += members
+            sizes += [len(pieces[i][0]) * kh * kw for i in members]
+        y = F.relu(F.linear(torch.cat(expanded), conv.weight.flatten(1), conv.bias))
+        parts = dict(zip(order, y.split(sizes), strict=True))
+        return [parts[i] for i in range(len(pieces))]
+
+    def class_weight(self, decoded_NOI11: Tensor) -> Tensor:
+        """Turn a 1x1 piece with all outputs (N, out, in, 1, 1) into a classifier's weight (N, num_classes, in, 1, 1)."""
+        return self.class_layer_predictor(decoded_NOI11[..., 0]).unsqueeze(-1)
 
 
 class VectorDecoder(nn.Module):

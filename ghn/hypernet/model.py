@@ -12,7 +12,7 @@ from ghn.errors import InputError
 from ghn.graph import ArchitectureGraph, Parameter
 from ghn.hypernet.batch import GraphBatch
 from ghn.hypernet.config import GHNConfig
-from ghn.hypernet.decoders import ConvDecoder, VectorDecoder, tile
+from ghn.hypernet.decoders import ConvDecoder, Shape, VectorDecoder, tile
 from ghn.hypernet.embedding import ShapeEncoder, ShapeTable, canonical_shape, primitive_embedding
 from ghn.hypernet.gnn import MLP, GatedGNN
 from ghn.hypernet.normalization import normalize_bias, normalize_norm_weight, weight_scale
@@ -73,7 +73,7 @@ class GHN(nn.Module):
 
     def _decode(self, states_Nd: Tensor, graphs: Sequence[ArchitectureGraph]) -> list[Prediction]:
         vectors: list[_Slot] = []
-        weights: dict[tuple[str, tuple[int, int, int, int]], list[_Slot]] = defaultdict(list)
+        weights: dict[tuple[str, Shape], list[_Slot]] = defaultdict(list)
         start = 0
         for g, graph in enumerate(graphs):
             for i, node in enumerate(graph.nodes):
@@ -85,29 +85,29 @@ class GHN(nn.Module):
                         weights[self._piece(parameter)].append(slot)
             start += len(graph)
         found: dict[tuple[int, str], Tensor] = {}
-        for (role, piece), slots in weights.items():
-            for slot, tensor in zip(slots, self._decode_weights(states_Nd, role, piece, slots), strict=True):
+        pieces = [([node for _, node, _ in slots], piece) for (_, piece), slots in weights.items()]
+        decoded = self.decoder(states_Nd, pieces) if pieces else []
+        for (role, _), slots, values in zip(weights, weights.values(), decoded, strict=True):
+            for slot, tensor in zip(slots, self._finish_weights(values, role, slots), strict=True):
                 found[slot[0], slot[2].name] = tensor
         if vectors:
             for slot, tensor in zip(vectors, self._decode_vectors(states_Nd, vectors), strict=True):
                 found[slot[0], slot[2].name] = tensor
         return [{p.name: found[g, p.name] for p in graph.parameters} for g, graph in enumerate(graphs)]
 
-    def _piece(self, parameter: Parameter) -> tuple[str, tuple[int, int, int, int]]:
+    def _piece(self, parameter: Parameter) -> tuple[str, Shape]:
         """Role and the shape that is decoded for it: the target's, cut to the largest shape."""
         out, fan_in, kh, kw = (
             min(size, most) for size, most in zip(canonical_shape(parameter.shape), self.config.max_shape, strict=True)
         )
+        if parameter.role == "class_weight":
+            out, kh, kw = self.config.max_shape[0], 1, 1
         return parameter.role, (out, fan_in, kh, kw)
 
-    def _decode_weights(
-        self, states_Nd: Tensor, role: str, piece: tuple[int, int, int, int], slots: list[_Slot]
-    ) -> list[Tensor]:
-        states = states_Nd[[node for _, node, _ in slots]]
+    def _finish_weights(self, decoded: Tensor, role: str, slots: list[_Slot]) -> list[Tensor]:
+        """Normalize (N, out, in, kh, kw) and tile each tensor to its parameter's shape."""
         if role == "class_weight":
-            decoded = self.decoder.class_weight(states, piece[1])[..., None, None]
-        else:
-            decoded = self.decoder(states, piece)
+            decoded = self.decoder.class_weight(decoded)
         if self.config.weight_norm and role != "pos_enc":
             scales = [weight_scale(parameter.shape) for _, _, parameter in slots]
             decoded = decoded * decoded.new_tensor(scales).view(-1, 1, 1, 1, 1)

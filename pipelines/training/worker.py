@@ -166,6 +166,7 @@ class _Rank:
                 batch.labels.to(self.device),
                 weight=self.world_size / settings.meta_batch,
                 label_smoothing=settings.label_smoothing,
+                network_clip=settings.network_clip,
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -23,7 +23,9 @@ from tests.strategies import architectures
 def described(graph: ArchitectureGraph) -> Counter:
     """Nodes with their distances to and from all others: equal up to the order of incomparable nodes."""
     table = graph.distances
-    return Counter((node, np.sort(table[:, k]).tobytes(), np.sort(table[k]).tobytes()) for k, node in enumerate(graph.nodes))
+    return Counter(
+        (node, np.sort(table[:, k]).tobytes(), np.sort(table[k]).tobytes()) for k, node in enumerate(graph.nodes)
+    )
 
 
 @given(architectures())
@@ -76,8 +78,18 @@ def _spec(**change: object) -> ArchitectureSpec:
             reduce=(("max_pool_3x3", 0), ("skip_connect", 1), ("none", 0), ("none", 1)),
             reduce_concat=(2, 3),
         ),
-        **{"n_cells": 3, "C": 8, "C_mult": 1, "norm": "bnorm", "preproc": True, "ks": 3, "stem_type": 0},
-        **{"stem_pool": False, "glob_avg": True, "fc_layers": 1, "fc_dim": 32, "image_size": 16},
+        "n_cells": 3,
+        "C": 8,
+        "C_mult": 1,
+        "norm": "bnorm",
+        "preproc": True,
+        "ks": 3,
+        "stem_type": 0,
+        "stem_pool": False,
+        "glob_avg": True,
+        "fc_layers": 1,
+        "fc_dim": 32,
+        "image_size": 16,
         **change,
     }
     return ArchitectureSpec(**values)

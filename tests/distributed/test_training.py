@@ -1,0 +1,148 @@
+"""Meta-training on two real processes: resume, kill -9, and what may not be mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ghn import load_checkpoint
+from ghn.checkpoint import read_metadata
+from pipelines.shards.jobs import shard_deepnets, shard_images
+from pipelines.training.data import MetaBatches
+from pipelines.training.state import STATE_NAME, STATES, read_metrics, read_state
+from tests.unit.test_cli import refused
+
+GHN_COMMAND = str(Path(sys.executable).with_name("ghn"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    shard_images("digits", str(root / "images"), seed=0, shard_samples=60, image_size=16, limit=300)
+    widths = {"image_size": 16, "channels": (8,), "fc_dims": (32,)}
+    shard_deepnets(["train"], str(root / "nets"), count=12, seed=0, shard_samples=5, max_nodes=100, **widths)
+    return root
+
+
+def command(shards: Path, run: Path, *more: str, steps: int = 6) -> list[str]:
+    settings = (
+        f"images.url={shards / 'images'}",
+        f"architectures.url={shards / 'nets'}",
+        f"training.steps={steps}",
+        *more,
+    )
+    return [GHN_COMMAND, "train", "--recipe", "smoke", "--run", str(run), *(p for s in settings for p in ("--set", s))]
+
+
+def train(shards: Path, run: Path, *more: str, arguments: tuple[str, ...] = (), steps: int = 6):
+    return subprocess.run(
+        [*command(shards, run, *more, steps=steps), *arguments], capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = train(shards, run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (load_checkpoint(run / "model").state_dict() for run in (one, other))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def curve(run: Path) -> list[tuple[int, float, float]]:
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(run)]
+
+
+def test_a_run_leaves_a_whole_model_metrics_and_its_recipe(undisturbed: Path) -> None:
+    assert [step for step, *_ in curve(undisturbed)] == [1, 2, 3, 4, 5, 6]
+    facts = read_metadata(undisturbed / "model")
+    assert facts["steps"] == 6 and set(facts["manifests"]) == {"images", "deepnets"}
+    assert "steps = 6" in (undisturbed / "recipe.toml").read_text()
+    assert read_state(undisturbed).sessions == 1
+    assert [path.name for path in (undisturbed / STATES).iterdir()] == ["step-000000006"]
+
+
+def test_stopping_and_resuming_is_bit_equal_to_an_undisturbed_run(
+    shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train(shards, run, arguments=("--stop-after", "3")).returncode == 0
+    assert read_state(run).step == 3 and not (run / "model").exists()
+    done = train(shards, run)
+    assert done.returncode == 0 and '"event": "resume", ' in done.stderr
+    assert curve(run) == curve(undisturbed) and same_weights(run, undisturbed)
+    assert [row["session"] for row in read_metrics(run)] == [1, 1, 1, 2, 2, 2]
+    again = train(shards, run)
+    assert again.returncode == 0 and '"event": "finished"' in again.stderr
+
+
+def test_kill_nine_of_a_rank_is_survived(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = subprocess.Popen(command(shards, run), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while job.poll() is None and not (run / STATE_NAME).exists():
+        time.sleep(0.02)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode != 0 and "resume" in errors.splitlines()[-1]
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert train(shards, run).returncode == 0
+    assert curve(run) == curve(undisturbed) and same_weights(run, undisturbed)
+
+
+def test_a_resume_must_fit(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(shards, run, arguments=("--stop-after", "2")).returncode == 0
+    refused(train(shards, run, "training.lr=0.1"), "another recipe")
+    refused(train(shards, run, "training.processes=1"), "2 processes, not 1")
+    victim = next(path for path in (run / STATES).rglob("*.pt"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    refused(train(shards, run), victim.name, "damaged")
+    state = json.loads((run / STATE_NAME).read_text())
+    (run / STATE_NAME).write_text(json.dumps(state)[:-20])
+    refused(train(shards, run), "state.json is damaged")
+
+
+def test_one_process_computes_the_same_as_two(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(shards, run, "training.processes=1", steps=6).returncode == 0
+    for (_, loss, norm), (_, other_loss, other_norm) in zip(curve(run)[:3], curve(undisturbed)[:3], strict=True):
+        assert loss == pytest.approx(other_loss, rel=1e-4) and norm == pytest.approx(other_norm, rel=1e-2)
+
+
+def test_too_many_skipped_networks_stop_training(shards: Path, tmp_path: Path) -> None:
+    done = train(shards, tmp_path / "run", "training.lr=1e30", "training.max_skipped=3", "training.warmup=0")
+    assert done.returncode != 0
+    assert "networks were skipped" in done.stderr and "lower training.lr" in done.stderr
+    assert '"event": "skipped"' in done.stderr
+
+
+def test_meta_batches_are_a_function_of_the_step(shards: Path) -> None:
+    from pipelines.settings import load_recipe
+
+    urls = [f"images.url={shards / 'images'}", f"architectures.url={shards / 'nets'}"]
+    recipe = load_recipe("smoke", urls)
+    straight = MetaBatches(recipe)
+    wanted = [straight.take(step) for step in range(8)]
+    first = MetaBatches(recipe)
+    for step in range(5):
+        first.take(step)
+    second = MetaBatches(recipe)
+    second.restore(json.loads(json.dumps(first.state())))
+    for step in range(5, 8):
+        batch = second.take(step)
+        assert torch.equal(batch.images, wanted[step].images) and torch.equal(batch.labels, wanted[step].labels)
+        assert [a.spec for a in batch.architectures] == [a.spec for a in wanted[step].architectures]

@@ -1,0 +1,120 @@
+"""The meta-step: its gradient is the gradient of eq. 1, and bad networks take no part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ghn import GHN, GHNConfig, sample_architectures
+from ghn.evaluation import NetworkResult, accuracy, evaluate_networks, summarize, top1
+from ghn.meta_step import meta_step
+from ghn.prediction import run_network
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
+
+
+def architectures(count: int):
+    return [
+        a
+        for a in sample_architectures("train", 60, 0, image_size=16, channels=(8,), fc_dims=(32,))
+        if a.spec.fc_layers == 1 and len(a.graph) < 120
+    ][:count]
+
+
+@pytest.fixture
+def hypernet() -> GHN:
+    torch.manual_seed(0)
+    return GHN(GHNConfig(hid=8, max_shape=(8, 8, 7, 7)))
+
+
+def test_gradient_is_that_of_the_mean_loss(hypernet: GHN, batch) -> None:
+    images, labels = batch
+    nets = architectures(3)
+    outcome = meta_step(hypernet, nets, images, labels, weight=1 / 3)
+    outcome.loss.backward()
+    found = {name: p.grad.clone() for name, p in hypernet.named_parameters() if p.grad is not None}
+    hypernet.zero_grad()
+    losses = [
+        F.cross_entropy(run_network(net.network(device="meta").train(), parameters, images), labels)
+        for net, parameters in zip(nets, hypernet([net.graph for net in nets]), strict=True)
+    ]
+    torch.stack(losses).mean().backward()
+    assert outcome.losses == pytest.approx([loss.item() for loss in losses], rel=1e-4)
+    assert outcome.loss.item() == pytest.approx(sum(outcome.losses) / 3)
+    for name, parameter in hypernet.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=2e-3, atol=1e-5, msg=name)
+
+
+def test_network_clip_bounds_each_networks_gradient(hypernet: GHN, batch) -> None:
+    net = architectures(1)
+    gradients = []
+    for clip in (None, 1e-6, 1e9):
+        hypernet.zero_grad()
+        meta_step(hypernet, net, *batch, weight=1.0, network_clip=clip).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in hypernet.parameters() if p.grad is not None]))
+    free, clipped, loose = gradients
+    assert clipped.norm() < 1e-3 * free.norm()
+    torch.testing.assert_close(clipped / clipped.norm(), free / free.norm(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(loose, free)
+
+
+def test_non_finite_networks_are_skipped_and_named(hypernet: GHN, batch) -> None:
+    images, labels = batch
+    nets = architectures(2)
+
+    def broken(graphs):
+        good, bad = hypernet(graphs)
+        return [good, {name: tensor * float("nan") for name, tensor in bad.items()}]
+
+    outcome = meta_step(broken, nets, images, labels, weight=0.5)
+    assert outcome.skipped == ((nets[1].label, "non-finite loss"),) and len(outcome.losses) == 1
+    outcome.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in hypernet.parameters() if p.grad is not None)
+    nothing = meta_step(lambda graphs: [broken(2 * graphs)[1]], nets[:1], images, labels, weight=1.0)
+    assert nothing.loss is None and nothing.losses == ()
+
+
+def test_evaluation_counts_and_is_deterministic(hypernet: GHN, batch) -> None:
+    nets = architectures(2)
+    seen: list[NetworkResult] = []
+    first = evaluate_networks(hypernet.eval(), nets, [batch], seed=3, on_result=seen.append)
+    assert seen == first == evaluate_networks(hypernet, nets, [batch], seed=3)
+    assert all(0 <= result.accuracy <= 100 and result.failure == "" for result in first)
+    assert first[0].parameters == sum(p.numel() for p in nets[0].network(device="meta").parameters())
+
+
+def test_baseline_is_the_ordinary_initialization(batch) -> None:
+    net = architectures(1)[0]
+    torch.manual_seed(5)
+    network = net.network().eval()
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        expected = 100.0 * top1(network(batch[0]), batch[1]) / 8
+    assert accuracy(net, None, [batch], seed=5) == expected
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are left alone
+
+
+def test_failed_networks_count_as_zero(hypernet: GHN, batch) -> None:
+    with torch.no_grad():
+        hypernet.decoder.conv[2].bias.fill_(float("nan"))
+    results = evaluate_networks(hypernet, architectures(1), [batch])
+    assert results[0].accuracy == 0 and results[0].failure == "non-finite parameters"
+    assert summarize(results).failed == 1
+    logits = torch.tensor([[1.0, 0.0], [float("nan"), 1.0]])
+    assert top1(logits, torch.tensor([0, 0])) == 1
+
+
+def test_summary_statistics() -> None:
+    rows = [
+        NetworkResult(split="test", index=i, nodes=1, parameters=1, accuracy=a, baseline=10.0)
+        for i, a in enumerate((20.0, 30.0, 40.0))
+    ]
+    summary = summarize(rows)
+    assert (summary.networks, summary.mean, summary.best, summary.baseline_mean) == (3, 30.0, 40.0, 10.0)
+    assert summary.stderr == pytest.approx(10 / 3**0.5)
+    assert summarize(rows[:1]).stderr == 0
