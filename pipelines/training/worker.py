@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ghn import GHN, save_checkpoint
+from ghn import GHN, Architecture, save_checkpoint
 from ghn.errors import GHNError, TrainingError
 from ghn.meta_step import MetaStep, meta_step
 from pipelines.progress import Progress, emit
@@ -50,6 +51,17 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
         return settings.lr * (step + 1) / (settings.warmup * settings.steps + 1)
     left = (done - settings.warmup) / (1 - settings.warmup)
     return settings.lr * (0.5 + 0.5 * math.cos(math.pi * left))
+
+
+def deal(architectures: Sequence[Architecture], ranks: int) -> list[list[Architecture]]:
+    """Deal a meta-batch over ranks so that they finish at about the same time: the largest graph to the least loaded."""
+    hands: list[list[Architecture]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for architecture in sorted(architectures, key=lambda a: -len(a.graph)):
+        least = loads.index(min(loads))
+        hands[least].append(architecture)
+        loads[least] += len(architecture.graph)
+    return hands
 
 
 def run_rank(recipe: Recipe, run: Path, *, stop_after: int | None) -> None:
@@ -153,7 +165,7 @@ class _Rank:
         """Do one global step; return its metrics, reduced over all ranks."""
         settings = self.recipe.training
         batch = self.batches.take(self.step)
-        mine = batch.architectures[self.rank :: self.world_size]
+        mine = deal(batch.architectures, self.world_size)[self.rank]
         torch.manual_seed(
             (settings.seed * 1_000_003 + self.step) * 1009 + self.rank
         )  # dropout, the same after a resume

@@ -33,7 +33,8 @@ def hypernet() -> GHN:
 
 
 def test_gradient_is_that_of_the_mean_loss(hypernet: GHN, batch) -> None:
-    images, labels = batch
+    images, labels = batch[0].double(), batch[1]
+    hypernet.double()
     nets = architectures(3)
     outcome = meta_step(hypernet, nets, images, labels, weight=1 / 3)
     outcome.loss.backward()
@@ -44,10 +45,10 @@ def test_gradient_is_that_of_the_mean_loss(hypernet: GHN, batch) -> None:
         for net, parameters in zip(nets, hypernet([net.graph for net in nets]), strict=True)
     ]
     torch.stack(losses).mean().backward()
-    assert outcome.losses == pytest.approx([loss.item() for loss in losses], rel=1e-4)
+    assert outcome.losses == pytest.approx([loss.item() for loss in losses], rel=1e-9)
     assert outcome.loss.item() == pytest.approx(sum(outcome.losses) / 3)
     for name, parameter in hypernet.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=2e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=1e-9, msg=name)
 
 
 def test_network_clip_bounds_each_networks_gradient(hypernet: GHN, batch) -> None:
