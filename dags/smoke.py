@@ -23,9 +23,9 @@ PARAMS = {
     "num_classes": Param(10, type="integer", minimum=2, description="Classes of the images"),
     "name": Param("ghn2-digits", type="string", pattern="^[A-Za-z0-9._-]+$", description="Registered model"),
     "recipe": Param("embedded", type="string", description="Training recipe"),
-    "first_session": Param(200, type="integer", minimum=1, description="Steps after which training stops and resumes"),
-    "train_count": Param(1000, type="integer", minimum=1, description="Training architectures"),
-    "train_nodes": Param(150, type="integer", minimum=2, description="Largest graph that training uses, in nodes"),
+    "first_session": Param(500, type="integer", minimum=1, description="Steps after which training stops and resumes"),
+    "train_count": Param(300, type="integer", minimum=1, description="Training architectures"),
+    "train_nodes": Param(100, type="integer", minimum=2, description="Largest graph that training uses, in nodes"),
     "test_count": Param(8, type="integer", minimum=1, description="Architectures of each evaluated split"),
     "test_images": Param(500, type="integer", minimum=1, description="Test images, at most"),
 }
@@ -61,7 +61,7 @@ with DAG(
         return ghn(task_id, "train", "--recipe", "{{ params.recipe }}", *overrides, "--run", f"{RUN}/train", *more)
 
     deepnets = ("--out", SHARDS[1], "--num-classes", "{{ params.num_classes }}", "--image-size", IMAGE_SIZE)
-    widths = ("--channels", "16", "--fc-dims", "32", "--fc-dims", "64")
+    widths = ("--channels", "16", "--fc-dims", "64")
 
     start_store = ghn("start_store", "s3", "start", f"{RUN}/s3")
     shard_images = ghn(

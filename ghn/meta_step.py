@@ -56,12 +56,12 @@ class _Attach(torch.autograd.Function):
 def meta_step(
     hypernet: Predictor,
     architectures: Sequence[Architecture],
-    images_NCHW: Tensor,
-    labels_N: Tensor,
+    batches: Sequence[tuple[Tensor, Tensor]],
     *,
     weight: float,
     label_smoothing: float = 0.0,
     network_clip: float | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> MetaStep:
     """Predict, run and differentiate each network of the meta-batch.
 
@@ -71,22 +71,25 @@ def meta_step(
     Args:
         hypernet: graphs -> predicted parameters.
         architectures: this process's share of the meta-batch (one or more).
-        images_NCHW: images, the same for all networks.
-        labels_N: class numbers.
+        batches: for each network its images (N, 3, S, S) and class numbers (N,); as published, all the same ones.
         weight: factor on each network's loss, 1 / size of the whole meta-batch for the mean of eq. 1.
         label_smoothing: 0 to 1.
         network_clip: largest norm of one network's gradient with respect to its parameters (> 0). These norms differ
             a hundredfold between networks; unclipped, a few decide each step. ``None``, as published, leaves them.
+        seeds: random seed of each network's dropout; ``None`` goes on with torch's generator.
 
     """
-    images_NCHW = images_NCHW.to(memory_format=torch.channels_last)  # much faster depthwise convolutions on CPUs
     predictions = hypernet([architecture.graph for architecture in architectures])
     tensors: list[Tensor] = []
     gradients: list[Tensor] = []
     losses: list[float] = []
     accuracies: list[float] = []
     skipped: list[tuple[str, str]] = []
-    for architecture, prediction in zip(architectures, predictions, strict=True):
+    for i, (architecture, prediction, batch) in enumerate(zip(architectures, predictions, batches, strict=True)):
+        if seeds is not None:
+            torch.manual_seed(seeds[i])
+        images_NCHW = batch[0].to(memory_format=torch.channels_last)  # much faster depthwise convolutions on CPUs
+        labels_N = batch[1]
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in prediction.items()}
         network = architecture.skeleton.train()
         logits = run_network(network, leaves, images_NCHW)
@@ -105,7 +108,7 @@ def meta_step(
         gradients += [grad * factor for _, grad in used]
         losses.append(loss.item())
         accuracies.append((logits.argmax(dim=1) == labels_N).float().mean().item())
-    total = images_NCHW.new_tensor(weight * sum(losses))
+    total = batches[0][0].new_tensor(weight * sum(losses))
     return MetaStep(
         loss=_Attach.apply(total, gradients, *tensors) if tensors else None,
         losses=tuple(losses),

@@ -34,6 +34,7 @@ class ImageSettings(_Section):
     url: str = "runs/shards/images"
     size: int = Field(default=32, ge=8, le=1024)
     batch: int = Field(default=64, ge=2, le=4096)
+    per_network: bool = Field(default=False, description="an image batch for each network; as published: one for all")
     augment: Literal["none", "shift", "crop_flip"] = "crop_flip"
     mean: list[float] = Field(default=[0.5, 0.5, 0.5], min_length=3, max_length=3)
     std: list[float] = Field(default=[0.5, 0.5, 0.5], min_length=3, max_length=3)

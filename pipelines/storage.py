@@ -134,7 +134,7 @@ class S3Store(Store):
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             )
-            self._client = boto3.client("s3", config=config)
+            self._client = boto3.session.Session().client("s3", config=config)  # credentials as they are now
         return self._client
 
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:

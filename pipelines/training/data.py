@@ -6,8 +6,9 @@ number of ranks changes who computes what, never what is computed.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,16 +24,20 @@ from pipelines.settings import Recipe
 from pipelines.shards.reader import ReaderState, ShardReader, open_reader
 
 _AUGMENT_STREAM, _WIDTH_STREAM = 1, 2
+_PIXELS = "__pixels__"
 _RECENT = 512  # architectures, about a megabyte each
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetaBatch:
-    """One global step's data: the whole meta-batch, and the images with their class numbers."""
+    """One global step's data: the whole meta-batch, and one image batch for all networks or one for each."""
 
     architectures: list[Architecture]
-    images: Tensor
-    labels: Tensor
+    batches: Sequence[Callable[[], tuple[Tensor, Tensor]]]
+
+    def images_of(self, position: int) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, S, S) and class numbers (N,) for the network at a position; decoded only when asked for."""
+        return self.batches[position % len(self.batches)]()
 
 
 class MetaBatches:
@@ -84,14 +89,26 @@ class MetaBatches:
     def take(self, step: int) -> MetaBatch:
         """Return the data of one step; steps are taken in order."""
         recipe = self.recipe
-        rng = np.random.default_rng([recipe.training.seed, _AUGMENT_STREAM, step])
-        decoded = [decode(sample, recipe.images.size) for sample in self.images.take(recipe.images.batch)]
-        decoded = [(augment(pixels, recipe.images.augment, rng), label) for pixels, label in decoded]
-        images, labels = to_batch(decoded, recipe.images.mean, recipe.images.std)
+        count = recipe.training.meta_batch if recipe.images.per_network else 1
+        batches = [
+            functools.cache(functools.partial(self._batch, self.images.take(recipe.images.batch), (step, i)))
+            for i in range(count)
+        ]
         width_rng = np.random.default_rng([recipe.training.seed, _WIDTH_STREAM, step])
         samples = self.deepnets.take(recipe.training.meta_batch)
         architectures = [self._architecture(sample, width_rng) for sample in samples]
-        return MetaBatch(architectures=architectures, images=images, labels=labels)
+        return MetaBatch(architectures=architectures, batches=batches)
+
+    def _batch(self, samples: list[dict[str, Any]], stream: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        settings = self.recipe.images
+        rng = np.random.default_rng([self.recipe.training.seed, _AUGMENT_STREAM, *stream])
+        decoded = []
+        for sample in samples:
+            if _PIXELS not in sample:  # the reader keeps the samples of a small shard set
+                sample[_PIXELS] = decode(sample, settings.size)
+            pixels, label = sample[_PIXELS]
+            decoded.append((augment(pixels, settings.augment, rng), label))
+        return to_batch(decoded, settings.mean, settings.std)
 
     def _architecture(self, sample: dict[str, Any], rng: np.random.Generator) -> Architecture:
         widths = self.recipe.architectures

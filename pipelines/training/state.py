@@ -77,9 +77,11 @@ def check_resumable(run: Path, state: TrainingState, recipe: Recipe, world_size:
 def publish_state(run: Path, state: TrainingState) -> None:
     """Make a state whose DeepSpeed files are complete the run's current one, and remove the older ones."""
     LocalStore(str(run)).write(STATE_NAME, (state.model_dump_json(indent=1) + "\n").encode())
-    for folder in (run / STATES).iterdir():
-        if folder.name != state.tag:
-            shutil.rmtree(folder, ignore_errors=True)
+    for path in (run / STATES).iterdir():
+        if path.is_file():
+            path.unlink()  # conversion scripts that DeepSpeed leaves there
+        elif path.name != state.tag:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def hash_files(folder: Path) -> dict[str, str]:

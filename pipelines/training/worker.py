@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ghn import GHN, Architecture, save_checkpoint
+from ghn import GHN, save_checkpoint
 from ghn.errors import GHNError, TrainingError
 from ghn.meta_step import MetaStep, meta_step
 from pipelines.progress import Progress, emit
@@ -53,15 +53,18 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
     return settings.lr * (0.5 + 0.5 * math.cos(math.pi * left))
 
 
-def deal(architectures: Sequence[Architecture], ranks: int) -> list[list[Architecture]]:
-    """Deal a meta-batch over ranks so that they finish at about the same time: the largest graph to the least loaded."""
-    hands: list[list[Architecture]] = [[] for _ in range(ranks)]
+def deal(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Deal networks of the given sizes over ranks so that they finish together: the largest to the least loaded.
+
+    Returns the positions that each rank takes, in ascending order.
+    """
+    hands: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
-    for architecture in sorted(architectures, key=lambda a: -len(a.graph)):
+    for position in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         least = loads.index(min(loads))
-        hands[least].append(architecture)
-        loads[least] += len(architecture.graph)
-    return hands
+        hands[least].append(position)
+        loads[least] += sizes[position]
+    return [sorted(hand) for hand in hands]
 
 
 def run_rank(recipe: Recipe, run: Path, *, stop_after: int | None) -> None:
@@ -165,20 +168,18 @@ class _Rank:
         """Do one global step; return its metrics, reduced over all ranks."""
         settings = self.recipe.training
         batch = self.batches.take(self.step)
-        mine = deal(batch.architectures, self.world_size)[self.rank]
-        torch.manual_seed(
-            (settings.seed * 1_000_003 + self.step) * 1009 + self.rank
-        )  # dropout, the same after a resume
+        mine = deal([len(architecture.graph) for architecture in batch.architectures], self.world_size)[self.rank]
+        first_seed = (settings.seed * 1_000_003 + self.step) * settings.meta_batch  # the same whoever runs a network
         outcome = MetaStep(loss=None, losses=(), accuracies=(), skipped=())
         if mine:
             outcome = meta_step(
                 self.engine,
-                mine,
-                batch.images.to(self.device),
-                batch.labels.to(self.device),
+                [batch.architectures[i] for i in mine],
+                [(images.to(self.device), labels.to(self.device)) for images, labels in map(batch.images_of, mine)],
                 weight=self.world_size / settings.meta_batch,
                 label_smoothing=settings.label_smoothing,
                 network_clip=settings.network_clip,
+                seeds=[first_seed + i for i in mine],
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -15,13 +15,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DESCRIBE = """
 import json, sys
 from airflow.dag_processing.dagbag import DagBag
-bag = DagBag(sys.argv[1], include_examples=False)
+sys.path.insert(0, sys.argv[1])  # as Airflow itself does with its DAGs folder
+bag = DagBag(sys.argv[1])
 dag = bag.dags["smoke"]
 json.dump({
     "errors": {str(k): str(v) for k, v in bag.import_errors.items()},
     "tasks": {t.task_id: {"arguments": list(t.arguments), "after": sorted(t.upstream_task_ids),
         "setup": t.is_setup, "teardown": t.is_teardown} for t in dag.tasks},
-    "params": {k: p.schema for k, p in dag.params.items()} if False else sorted(dag.params),
 }, sys.stdout)
 """
 

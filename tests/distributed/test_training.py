@@ -119,8 +119,10 @@ def test_a_resume_must_fit(shards: Path, undisturbed: Path, tmp_path: Path) -> N
 def test_one_process_computes_the_same_as_two(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(shards, run, "training.processes=1", steps=6).returncode == 0
-    for (_, loss, norm), (_, other_loss, other_norm) in zip(curve(run)[:3], curve(undisturbed)[:3], strict=True):
-        assert loss == pytest.approx(other_loss, rel=1e-4) and norm == pytest.approx(other_norm, rel=1e-2)
+    pairs = list(zip(curve(run), curve(undisturbed), strict=True))
+    for (_, loss, _), (_, other_loss, _) in pairs[:4]:  # float32: sums in another order drift apart later
+        assert loss == pytest.approx(other_loss, rel=1e-4)
+    assert pairs[0][0][2] == pytest.approx(pairs[0][1][2], rel=1e-4)  # the norm of the gradient, whole before the split
 
 
 def test_too_many_skipped_networks_stop_training(shards: Path, tmp_path: Path) -> None:
@@ -130,11 +132,12 @@ def test_too_many_skipped_networks_stop_training(shards: Path, tmp_path: Path) -
     assert '"event": "skipped"' in done.stderr
 
 
-def test_meta_batches_are_a_function_of_the_step(shards: Path) -> None:
+@pytest.mark.parametrize("per_network", ["true", "false"])
+def test_meta_batches_are_a_function_of_the_step(shards: Path, per_network: str) -> None:
     from pipelines.settings import load_recipe
 
     urls = [f"images.url={shards / 'images'}", f"architectures.url={shards / 'nets'}"]
-    recipe = load_recipe("smoke", urls)
+    recipe = load_recipe("smoke", [*urls, f"images.per_network={per_network}"])
     straight = MetaBatches(recipe)
     wanted = [straight.take(step) for step in range(8)]
     first = MetaBatches(recipe)
@@ -144,5 +147,7 @@ def test_meta_batches_are_a_function_of_the_step(shards: Path) -> None:
     second.restore(json.loads(json.dumps(first.state())))
     for step in range(5, 8):
         batch = second.take(step)
-        assert torch.equal(batch.images, wanted[step].images) and torch.equal(batch.labels, wanted[step].labels)
+        for position in range(4):
+            for found, expected in zip(batch.images_of(position), wanted[step].images_of(position), strict=True):
+                assert torch.equal(found, expected)
         assert [a.spec for a in batch.architectures] == [a.spec for a in wanted[step].architectures]

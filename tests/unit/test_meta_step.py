@@ -36,7 +36,7 @@ def test_gradient_is_that_of_the_mean_loss(hypernet: GHN, batch) -> None:
     images, labels = batch[0].double(), batch[1]
     hypernet.double()
     nets = architectures(3)
-    outcome = meta_step(hypernet, nets, images, labels, weight=1 / 3)
+    outcome = meta_step(hypernet, nets, [(images, labels)] * 3, weight=1 / 3)
     outcome.loss.backward()
     found = {name: p.grad.clone() for name, p in hypernet.named_parameters() if p.grad is not None}
     hypernet.zero_grad()
@@ -56,7 +56,7 @@ def test_network_clip_bounds_each_networks_gradient(hypernet: GHN, batch) -> Non
     gradients = []
     for clip in (None, 1e-6, 1e9):
         hypernet.zero_grad()
-        meta_step(hypernet, net, *batch, weight=1.0, network_clip=clip).loss.backward()
+        meta_step(hypernet, net, [batch], weight=1.0, network_clip=clip).loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in hypernet.parameters() if p.grad is not None]))
     free, clipped, loose = gradients
     assert clipped.norm() < 1e-3 * free.norm()
@@ -65,18 +65,17 @@ def test_network_clip_bounds_each_networks_gradient(hypernet: GHN, batch) -> Non
 
 
 def test_non_finite_networks_are_skipped_and_named(hypernet: GHN, batch) -> None:
-    images, labels = batch
     nets = architectures(2)
 
     def broken(graphs):
         good, bad = hypernet(graphs)
         return [good, {name: tensor * float("nan") for name, tensor in bad.items()}]
 
-    outcome = meta_step(broken, nets, images, labels, weight=0.5)
+    outcome = meta_step(broken, nets, [batch, batch], weight=0.5)
     assert outcome.skipped == ((nets[1].label, "non-finite loss"),) and len(outcome.losses) == 1
     outcome.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in hypernet.parameters() if p.grad is not None)
-    nothing = meta_step(lambda graphs: [broken(2 * graphs)[1]], nets[:1], images, labels, weight=1.0)
+    nothing = meta_step(lambda graphs: [broken(2 * graphs)[1]], nets[:1], [batch], weight=1.0)
     assert nothing.loss is None and nothing.losses == ()
 
 
