@@ -23,11 +23,11 @@ PARAMS = {
     "num_classes": Param(10, type="integer", minimum=2, description="Classes of the images"),
     "name": Param("ghn2-digits", type="string", pattern="^[A-Za-z0-9._-]+$", description="Registered model"),
     "recipe": Param("embedded", type="string", description="Training recipe"),
-    "first_session": Param(500, type="integer", minimum=1, description="Steps after which training stops and resumes"),
+    "first_session": Param(400, type="integer", minimum=1, description="Steps after which training stops and resumes"),
     "train_count": Param(300, type="integer", minimum=1, description="Training architectures"),
-    "train_nodes": Param(100, type="integer", minimum=2, description="Largest graph that training uses, in nodes"),
+    "train_nodes": Param(130, type="integer", minimum=2, description="Largest graph that training uses, in nodes"),
     "test_count": Param(8, type="integer", minimum=1, description="Architectures of each evaluated split"),
-    "test_images": Param(500, type="integer", minimum=1, description="Test images, at most"),
+    "test_images": Param(256, type="integer", minimum=1, description="Test images, at most"),
 }
 
 with DAG(
