@@ -95,8 +95,7 @@ class Architecture:
         """The computational graph (computed once)."""
         if isinstance(self.spec, ArchitectureSpec):
             return build_graph(self.spec)
-        size = self.spec.image_size
-        return trace(self.network(device="meta"), torch.empty(2, 3, size, size, device="meta"))
+        return trace(self.skeleton, example_input(self))
 
     @functools.cached_property
     def skeleton(self) -> nn.Module:

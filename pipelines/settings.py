@@ -83,7 +83,6 @@ class TrainingSettings(_Section):
     processes: int = Field(default=2, ge=1, le=64)
     zero_stage: Literal[0, 1, 2] = 1
     checkpoint_every: int = Field(default=500, ge=1)
-    log_every: int = Field(default=10, ge=1)
     max_skipped: int = Field(default=1000, ge=0, description="networks that may be skipped before training stops")
 
 
@@ -105,10 +104,10 @@ class Recipe(_Section):
         return "\n".join(lines) + "\n"
 
     def digest(self) -> str:
-        """SHA-256 of everything that decides the result; where shards lie and how often is logged do not."""
+        """SHA-256 of everything that decides the result; where shards lie and how often is saved do not."""
         data = self.model_dump()
         del data["images"]["url"], data["architectures"]["url"]
-        for key in ("log_every", "checkpoint_every", "processes"):
+        for key in ("checkpoint_every", "processes"):
             del data["training"][key]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
