@@ -118,11 +118,11 @@ def test_a_resume_must_fit(shards: Path, undisturbed: Path, tmp_path: Path) -> N
 
 def test_one_process_computes_the_same_as_two(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert train(shards, run, "training.processes=1", steps=6).returncode == 0
-    pairs = list(zip(curve(run), curve(undisturbed), strict=True))
-    for (_, loss, _), (_, other_loss, _) in pairs[:4]:  # float32: sums in another order drift apart later
-        assert loss == pytest.approx(other_loss, rel=1e-4)
-    assert pairs[0][0][2] == pytest.approx(pairs[0][1][2], rel=1e-4)  # the norm of the gradient, whole before the split
+    assert train(shards, run, "training.processes=1").returncode == 0
+    # Before the first update only the order of sums differs; Adam's first steps then magnify that in float32.
+    (_, loss, norm), (_, other_loss, other_norm) = curve(run)[0], curve(undisturbed)[0]
+    assert loss == pytest.approx(other_loss, rel=1e-5)
+    assert norm == pytest.approx(other_norm, rel=1e-3)
 
 
 def test_too_many_skipped_networks_stop_training(shards: Path, tmp_path: Path) -> None:
