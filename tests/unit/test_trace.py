@@ -90,7 +90,7 @@ class _Strange(SmallNet):
         (nn.ReLU(), "no trainable parameters"),
         (nn.Conv2d(4, 8, 3), "Conv2d can not be traced"),
         (nn.Conv2d(3, 8, 3), "logits"),
-        (_Strange(), "einsum applied to parameter 'head.weight'"),
+        (_Strange(), "'einsum' applied to parameter 'head.weight'"),
     ],
 )
 def test_what_can_not_be_traced_is_named(module: nn.Module, named: str) -> None:
