@@ -100,7 +100,9 @@ def test_from_a_run_to_a_served_prediction(trained: Path, s3: str, tmp_path: Pat
         served = load(base64.decodebytes(answer["predictions"][0]["parameters"].encode()))
         with torch.no_grad():
             local = predict(load_checkpoint(trained / "model"), Architecture(spec=architecture.spec).graph)
-        assert set(served) == set(local) and all(torch.equal(served[name], local[name]) for name in local)
+        assert set(served) == set(local)
+        for name in local:  # the server may use another number of threads, hence another order of sums
+            torch.testing.assert_close(served[name], local[name], rtol=1e-4, atol=1e-6)
         status, answer = request(url, {"dataframe_records": [{"specification": '{"n_cells": 3}'}]})
         assert status == 400 and "lacks" in json.dumps(answer)
         assert request(url, {"dataframe_records": [{"specification": specification}]})[0] == 200  # it lives on
