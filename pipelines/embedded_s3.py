@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ghn.errors import EnvironmentSetupError
+from pipelines.ports import free_port
 
 BUCKET = "ghn"
 FOLDER_VARIABLE = "GHN_S3"
@@ -46,7 +47,7 @@ def start(folder: Path) -> dict[str, str]:
     )
     if executable is None:
         raise EnvironmentSetupError("the embedded S3 server needs rclone; run `make setup`, or set AWS_ENDPOINT_URL")
-    port = _free_port()
+    port = free_port()
     server = {
         "endpoint": f"http://127.0.0.1:{port}",
         "access_key": known.get("access_key") or f"ghn-{secrets.token_hex(6)}",
@@ -188,10 +189,3 @@ def _answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

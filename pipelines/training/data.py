@@ -43,7 +43,7 @@ class MetaBatch:
 class MetaBatches:
     """Read meta-batches from the recipe's shard sets, resumable at any step.
 
-    Architectures used of late are kept, with their graphs and networks, because building those costs a fifth of a step.
+    Architectures used of late are kept, with their graphs and networks, because building those costs a good part of a step.
     """
 
     def __init__(self, recipe: Recipe) -> None:

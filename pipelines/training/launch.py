@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from ghn.errors import EnvironmentSetupError, InputError, TrainingError
+from ghn.errors import InputError, TrainingError
+from pipelines.ports import free_port
 from pipelines.progress import emit
 from pipelines.settings import Recipe
 from pipelines.storage import LocalStore
 from pipelines.training.data import MetaBatches
-from pipelines.training.state import RECIPE_NAME, check_resumable, read_state
+from pipelines.training.state import MODEL_NAME, RECIPE_NAME, check_resumable, read_state
 
 _POLL_S = 0.2
 _GRACE_S = 10.0
@@ -52,7 +52,7 @@ def train(recipe: Recipe, run: Path, *, stop_after: int | None = None) -> None:
     if state is not None:
         check_resumable(run, state, recipe, world_size)
         emit("resume", step=state.step, total=state.total_steps)
-        if state.step >= recipe.training.steps and (run / "model").exists():
+        if state.step >= recipe.training.steps and (run / MODEL_NAME).exists():
             emit("finished", step=state.step)
             return
     LocalStore(str(run)).write(RECIPE_NAME, recipe.to_toml().encode())
@@ -61,7 +61,7 @@ def train(recipe: Recipe, run: Path, *, stop_after: int | None = None) -> None:
 
 def _run_ranks(run: Path, world_size: int, stop_after: int | None) -> None:
     """Run all ranks; when one fails, stop the others and raise."""
-    port = _free_port()
+    port = free_port()
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // world_size))
     command = [sys.executable, "-m", "pipelines.training.worker", str(run)]
     if stop_after is not None:
@@ -107,13 +107,3 @@ def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-    except OSError as error:
-        raise EnvironmentSetupError(f"can not open a port on 127.0.0.1 for the ranks to meet: {error}") from error
-    return port

@@ -105,7 +105,6 @@ def test_bad_training_input(shards: Path, tmp_path: Path) -> None:
     refused(ghn(*smoke(shards, "images.url=nowhere/at/all"), *run), "nowhere/at/all/train", "ghn shard images")
     refused(ghn(*smoke(shards, "model.num_classes=7"), *run), "10 classes", "model.num_classes=7")
     refused(ghn(*smoke(shards, "images.size=32"), *run), "image_size=16", "32")
-    (shards / "nets" / "no-manifest").mkdir(exist_ok=True)
     refused(ghn(*smoke(shards, f"architectures.url={shards / 'set'}"), *run), "holds images shards")
     unreachable = smoke(shards, "images.url=s3://ghn/x")
     credentials = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
