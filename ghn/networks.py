@@ -85,11 +85,13 @@ class FeedForward(nn.Module):
 
 
 class MultiHeadSelfAttention(nn.Module):
-    """A transformer block on the flattened map: pre-norm attention with 8 heads, then a feed-forward layer."""
+    """A transformer block on the flattened map: pre-norm attention with 8 heads, then a feed-forward layer.
 
-    def __init__(self, channels: int, stride: int) -> None:
+    Networks with attention never reduce the map, so it has no stride.
+    """
+
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.stride = stride
         self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels), nn.Identity())
         self.ln1 = nn.LayerNorm(channels)
@@ -97,8 +99,6 @@ class MultiHeadSelfAttention(nn.Module):
         self.ff = FeedForward(channels)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        if self.stride > 1:
-            x_NCHW = x_NCHW[:, :, :: self.stride, :: self.stride]
         n, c, h, w = x_NCHW.shape
         x_NTC = x_NCHW.flatten(2).transpose(1, 2)
         qkv = self.to_qkv(self.ln1(x_NTC)).view(n, h * w, 3, MSA_HEADS, c // MSA_HEADS).permute(2, 0, 3, 1, 4)
@@ -109,7 +109,7 @@ class MultiHeadSelfAttention(nn.Module):
 
 
 class ChannelSqueezeExcitation(nn.Module):
-    """Scale each channel by a gate computed from the channel means (hard-swish gate)."""
+    """Scale each channel by a hard-swish gate computed from the means over the whole map, then keep every stride-th pixel."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -118,10 +118,8 @@ class ChannelSqueezeExcitation(nn.Module):
         self.fc2 = nn.Linear(channels // 2, channels)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        if self.stride > 1:
-            x_NCHW = x_NCHW[:, :, :: self.stride, :: self.stride]
         gate_NC = F.hardswish(self.fc2(F.relu(self.fc1(x_NCHW.mean(dim=(2, 3))))))
-        return x_NCHW * gate_NC[:, :, None, None]
+        return x_NCHW[:, :, :: self.stride, :: self.stride] * gate_NC[:, :, None, None]
 
 
 def _build_op(op: OpLayout, channels: int, norm: str | None) -> nn.Module:
@@ -134,7 +132,7 @@ def _build_op(op: OpLayout, channels: int, norm: str | None) -> nn.Module:
     if op.op == "skip_connect":
         return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, norm)
     if op.op == "msa":
-        return MultiHeadSelfAttention(channels, stride)
+        return MultiHeadSelfAttention(channels)
     if op.op == "cse":
         return ChannelSqueezeExcitation(channels, stride)
     if op.op == "conv_7x1_1x7":

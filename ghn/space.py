@@ -253,9 +253,11 @@ def redraw_widths(
     channels: Sequence[int] | None = None,
     fc_dims: Sequence[int] | None = None,
 ) -> ArchitectureSpec:
-    """Return the specification with C and fc_dim drawn anew, as meta-training does each time a network is used."""
-    base = dataclasses.replace(
-        spec, C=_CAP_C, fc_dim=_CAP_FC_DIM, num_classes=_CAP_CLASSES, image_size=_CIFAR_IMAGE_SIZE
-    )
+    """Return the specification with C and fc_dim drawn anew, as meta-training does each time a network is used.
+
+    What counts as large is decided at the image size that the specification is for.
+    """
+    size = IMAGENET_IMAGE_SIZE if spec.large_images else _CIFAR_IMAGE_SIZE
+    base = dataclasses.replace(spec, C=_CAP_C, fc_dim=_CAP_FC_DIM, num_classes=_CAP_CLASSES, image_size=size)
     C, fc_dim = _draw_width(rng, base, channels, fc_dims)
     return dataclasses.replace(spec, C=C, fc_dim=fc_dim)

@@ -32,7 +32,7 @@ def _gru(weights: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
 
 def _channel_row(size: int, num_classes: int) -> tuple[int, int]:
     table = sorted({1, 3, num_classes} | set(range(8, 57, 8)) | set(range(64, 4081, 16)) | set(range(4096, 8193, 32)))
-    if size in (4, 5, 6, 7) and size not in table:
+    if size in (4, 5, 6, 7):
         size = 8
     return min(range(len(table)), key=lambda i: (abs(table[i] - size), i)), len(table)
 
@@ -112,6 +112,7 @@ def predict(hypernet: GHN, graph: ArchitectureGraph) -> dict[str, Tensor]:
     """All parameters of one network."""
     weights, config = dict(hypernet.named_parameters()), hypernet.config
     big_out, big_in, k, _ = config.max_shape
+    width = max(big_out, big_in)
     d, h = config.hid, states(hypernet, graph)
     result = {}
     for i, node in enumerate(graph.nodes):
@@ -122,7 +123,7 @@ def predict(hypernet: GHN, graph: ArchitectureGraph) -> dict[str, Tensor]:
         x = F.conv2d(x, weights["decoder.conv.2.weight"], weights["decoder.conv.2.bias"])
         full = x.view(big_out, big_in, k, k)
         y = torch.relu(h[i] @ weights["decoder_1d.fc.0.weight"].T + weights["decoder_1d.fc.0.bias"])
-        rows = (y @ weights["decoder_1d.fc.2.weight"].T + weights["decoder_1d.fc.2.bias"]).view(2, big_out)
+        rows = (y @ weights["decoder_1d.fc.2.weight"].T + weights["decoder_1d.fc.2.bias"]).view(2, width)
         for parameter in node.parameters:
             shape, role = parameter.shape, parameter.role
             if role == "class_weight":

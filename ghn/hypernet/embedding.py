@@ -24,10 +24,8 @@ class ShapeTable:
         self.spatial = sorted({*range(1, max(12, max_kernel), 2), 14, 16})
 
     def channel_row(self, channels: int) -> int:
-        """Row of a channel count (>= 1); 4 to 7 channels count as 8 unless they are the number of classes."""
-        if 4 <= channels <= 7 and channels not in self.channels:
-            channels = 8
-        return _nearest(self.channels, channels)
+        """Row of a channel count (>= 1); 4 to 7 channels count as 8."""
+        return _nearest(self.channels, 8 if 4 <= channels <= 7 else channels)
 
     def spatial_row(self, size: int) -> int:
         """Row of a kernel or map size (>= 1); 2 counts as 3."""
@@ -43,7 +41,7 @@ class ShapeTable:
 
 def canonical_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
     """Return (out, in, kh, kw): missing dimensions are 1; a (1, tokens, C) map becomes (1, C, s, s)."""
-    if len(shape) == 3 and shape[0] == 1:
+    if len(shape) == 3 and shape[0] == 1 and min(shape[1:]) > 1:
         side = math.isqrt(shape[1])
         return 1, shape[2], side, side
     out, fan_in, kh, kw = (*shape, 1, 1, 1)[:4]

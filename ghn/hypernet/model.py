@@ -44,8 +44,9 @@ class GHN(nn.Module):
             self.gnn = GatedGNN(config.hid, virtual_edges=config.ve)
         self.ln = nn.LayerNorm(config.hid) if config.layernorm else nn.Identity()
         self.decoder = ConvDecoder(config.hid, config.max_shape, config.num_classes)
-        self.decoder_1d = VectorDecoder(config.hid, config.max_shape[0])
-        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(config.max_shape[0], config.num_classes))
+        width = max(config.max_shape[:2])
+        self.decoder_1d = VectorDecoder(config.hid, width)
+        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(width, config.num_classes))
 
     @property
     def device(self) -> torch.device:
