@@ -10,6 +10,7 @@ declare_torchvision_operators()  # before anything may import torchvision
 
 from ghn.architecture import Architecture, ModelSpec, sample_architectures
 from ghn.checkpoint import load_checkpoint, save_checkpoint
+from ghn.deepnets import read_deepnets
 from ghn.genotype import ArchitectureSpec, Genotype
 from ghn.graph import ArchitectureGraph
 from ghn.hypernet import GHN, GHNConfig
@@ -28,6 +29,7 @@ __all__ = [
     "ModelSpec",
     "load_checkpoint",
     "predict",
+    "read_deepnets",
     "sample_architectures",
     "save_checkpoint",
     "trace",

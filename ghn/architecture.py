@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -83,16 +83,20 @@ class Architecture:
         spec: what it is, as data.
         split: the split it was drawn for, or "" for a user's own.
         index: its position in that split.
+        stored_graph: its graph, where that was read from a file; otherwise it is built or traced when asked for.
 
     """
 
     spec: Spec
     split: str = ""
     index: int = 0
+    stored_graph: ArchitectureGraph | None = field(default=None, repr=False, compare=False)
 
     @functools.cached_property
     def graph(self) -> ArchitectureGraph:
         """The computational graph (computed once)."""
+        if self.stored_graph is not None:
+            return self.stored_graph
         if isinstance(self.spec, ArchitectureSpec):
             return build_graph(self.spec)
         return trace(self.skeleton, example_input(self))

@@ -6,6 +6,7 @@ Nothing is ever unpickled into arbitrary objects: safetensors holds tensors only
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,6 +29,11 @@ SCHEMA_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 _OFFICIAL_KEYS = {"state_dict", "config"}
+_OFFICIAL_IMAGES: dict[int, dict[str, Any]] = {
+    10: {"size": 32, "mean": [0.49139968, 0.48215827, 0.44653124], "std": [0.24703233, 0.24348505, 0.26158768]},
+    1000: {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+}
+"""Images that the published models were trained on, by number of classes: CIFAR-10, ImageNet."""
 
 
 def save_checkpoint(hypernet: GHN, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> Path:
@@ -80,9 +86,43 @@ def load_checkpoint(path: str | os.PathLike[str]) -> GHN:
     return hypernet.eval()
 
 
+def convert_checkpoint(source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> GHN:
+    """Write an official ``.pt`` file as a checkpoint folder of this project, and return its hypernetwork.
+
+    Args:
+        source: the official file.
+        folder: where to write; nothing that is there is overwritten.
+
+    Raises:
+        InputError, DataError: as :func:`load_checkpoint`; InputError also if ``folder`` holds something already.
+
+    """
+    if not Path(source).is_file():
+        raise InputError(f"no official checkpoint at {source}: give a .pt file such as ghn2_cifar10.pt")
+    if Path(folder).exists() and (not Path(folder).is_dir() or any(Path(folder).iterdir())):
+        raise InputError(f"{folder} is not empty; choose another folder for the converted checkpoint")
+    hypernet = load_checkpoint(source)
+    save_checkpoint(hypernet, folder, read_metadata(source))
+    return hypernet
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the facts stored with a checkpoint folder."""
-    return dict(_read_config(Path(path))["metadata"])
+    """Return the facts stored with a checkpoint folder, or what is known of an official file.
+
+    For official files these are its name, SHA-256 and epoch, and the size and normalization of the images that models
+    with 10 (CIFAR-10) or 1000 classes (ImageNet) were published for.
+    """
+    location = Path(path)
+    if not location.is_file():
+        return dict(_read_config(location)["metadata"])
+    data = _open_official(location)
+    facts = {
+        "official": location.name,
+        "official_sha256": hashlib.sha256(location.read_bytes()).hexdigest(),
+        "epoch": data["epoch"] if isinstance(data.get("epoch"), int) else None,
+    }
+    images = _OFFICIAL_IMAGES.get(GHNConfig.from_json(data["config"]).num_classes)
+    return {**facts, "recipe": {"images": images}} if images else facts
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -118,6 +158,14 @@ def _read_folder(folder: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
 
 
 def _read_official(file: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
+    data = _open_official(file)
+    state = data["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise DataError(f"{file}: its state_dict holds something else than tensors")
+    return GHNConfig.from_json(data["config"]), state
+
+
+def _open_official(file: Path) -> dict[str, Any]:
     try:
         data = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -125,7 +173,10 @@ def _read_official(file: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
         raise InputError(f"{file} can not be read as an official GHN checkpoint: {reason}") from error
     if not isinstance(data, dict) or not data.keys() >= _OFFICIAL_KEYS:
         raise InputError(f"{file} holds another kind of checkpoint: an official one has the keys state_dict and config")
-    return GHNConfig.from_json(data["config"]), dict(data["state_dict"])
+    keys = [field.name for field in dataclasses.fields(GHNConfig)]
+    if not isinstance(data["config"], dict) or not data["config"].keys() >= set(keys):
+        raise InputError(f"{file} is no official checkpoint: its config must say {', '.join(keys)}")
+    return data
 
 
 def _check_tensors(hypernet: GHN, weights: Mapping[str, Tensor], location: Path) -> None:

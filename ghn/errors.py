@@ -17,6 +17,10 @@ class InputError(GHNError, ValueError):
     exit_code = 2
 
 
+class OutOfRangeError(InputError, IndexError):
+    """A sequence has no such index (an IndexError too, as Python's sequences raise)."""
+
+
 class EnvironmentSetupError(GHNError):
     """Something on this machine is missing or unusable: install or configure what the message names."""
 

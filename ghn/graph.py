@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -177,9 +176,31 @@ class ArchitectureGraph:
         graph.validate()
         return graph
 
-    def digest(self) -> str:
-        """Return a SHA-256 of the graph's content, to tell architectures apart."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the graph that does not depend on the order of incomparable nodes.
+
+        Each node is described by what it is and, recursively, by all paths into it and out of it. Two graphs with the same
+        fingerprint have the same nodes, shapes, parameters and edges.
+        """
+        sources: list[list[int]] = [[] for _ in self.nodes]
+        targets: list[list[int]] = [[] for _ in self.nodes]
+        for u, v in self.edges:
+            sources[v].append(u)
+            targets[u].append(v)
+        into: list[bytes] = []
+        for node, before in zip(self.nodes, sources, strict=True):
+            into.append(_hash(repr(node).encode(), *sorted(into[u] for u in before)))
+        out = [b""] * len(self.nodes)
+        for v in reversed(range(len(self.nodes))):
+            out[v] = _hash(into[v], *sorted(out[w] for w in targets[v]))
+        return _hash(repr((self.num_classes, self.kept)).encode(), *sorted(out)).hex()
+
+
+def _hash(*parts: bytes) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.digest()
 
 
 def _node_from_json(data: Mapping[str, Any]) -> Node:

@@ -54,6 +54,10 @@ class SplitRules:
     norm_free: bool = False
     widen: tuple[int, int] = (1, 1)
 
+    def widening(self, large_images: bool) -> int:
+        """Return the factor on the initial channels."""
+        return self.widen[large_images]
+
 
 RULES = {
     "train": SplitRules(),
@@ -103,7 +107,7 @@ def sample_spec(
     else:
         raise RuntimeError(f"no acceptable {split} architecture in {_MAX_TRIES} tries: the rules contradict each other")
     C, fc_dim = _draw_width(rng, base, channels, fc_dims)
-    factor = rules.widen[image_size >= IMAGENET_IMAGE_SIZE]
+    factor = rules.widening(image_size >= IMAGENET_IMAGE_SIZE)
     spec = dataclasses.replace(base, C=C * factor, fc_dim=fc_dim, num_classes=num_classes, image_size=image_size)
     spec.validate()
     return spec

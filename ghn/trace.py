@@ -106,7 +106,9 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = _without_arithmetic(func, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
         outputs = list(_tensors(result))
         if not outputs:
             return result
@@ -179,6 +181,23 @@ class _Recorder(TorchFunctionMode):
 def _with_role(node: Node, role: ParameterRole) -> Node:
     parameters = tuple(Parameter(name=p.name, shape=p.shape, role=role) for p in node.parameters)
     return Node(primitive=node.primitive, shape=node.shape, parameters=parameters)
+
+
+def _without_arithmetic(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the result of a call that keeps its first input's shape, or ``None`` for other calls.
+
+    These few are most of a network's calls, and torch takes milliseconds to work out each of their shapes.
+    """
+    name = getattr(func, "__name__", "")
+    if name in ("batch_norm", "layer_norm", "gelu"):
+        keeps = True
+    elif name in ("relu", "hardswish"):
+        keeps = len(args) == 1 and not kwargs.get("inplace")
+    elif name == "add":
+        keeps = len(args) == 2 and all(isinstance(x, Tensor) for x in args) and args[0].shape == args[1].shape
+    else:
+        keeps = False
+    return torch.empty_like(args[0]) if keeps and args else None
 
 
 def _tensors(data: Any) -> Iterator[Tensor]:

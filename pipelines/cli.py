@@ -68,9 +68,10 @@ def shard_images_command(
 
 @shard.command("deepnets")
 @click.option("--split", "splits", multiple=True, required=True, help="train, val, test, wide, ...; may be repeated.")
-@click.option("--count", type=click.IntRange(min=1), required=True, help="Architectures of each split.")
+@click.option("--from-hdf5", "hdf5", type=PATH, help="Take them from an official DeepNets-1M file, not the generator.")
+@click.option("--count", type=click.IntRange(min=1), help="Architectures of each split (of a file: the first; or all).")
 @click.option("--out", required=True, help="Root of the shard sets: s3://bucket/prefix or a folder.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sample.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the sample (default: 0).")
 @click.option("--shard-samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Per shard.")
 @click.option("--num-classes", type=click.IntRange(min=2), default=10, show_default=True, help="Classifier width.")
 @click.option("--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Pixels.")
@@ -78,11 +79,20 @@ def shard_images_command(
 @click.option("--fc-dims", type=int, multiple=True, help="Hidden classifier widths (default: published rule).")
 @click.option("--max-nodes", type=click.IntRange(min=2), help="Pass over architectures with larger graphs.")
 @_example("ghn shard deepnets --split train --count 1000 --out s3://ghn/deepnets --seed 0 --shard-samples 250")
-def shard_deepnets_command(splits: tuple[str, ...], count: int, out: str, **options: Any) -> None:
-    """Sample architectures by the DeepNets-1M rules and shard them."""
-    from pipelines.shards.jobs import shard_deepnets
+def shard_deepnets_command(splits: tuple[str, ...], out: str, hdf5: Path | None, **options: Any) -> None:
+    """Sample architectures by the DeepNets-1M rules (or take the official ones) and shard them."""
+    from pipelines.shards.jobs import shard_deepnets, shard_official_deepnets
 
-    _print_manifests(out, shard_deepnets(splits, out, count=count, **options))
+    if hdf5 is None:
+        if options["count"] is None:
+            raise click.UsageError("give --count, or --from-hdf5 FILE for the official architectures")
+        manifests = shard_deepnets(splits, out, **{**options, "seed": options["seed"] or 0})
+    else:
+        drawn = {name: options.pop(name) for name in ("seed", "channels", "fc_dims", "max_nodes")}
+        if given := [f"--{name.replace('_', '-')}" for name, value in drawn.items() if value not in (None, ())]:
+            raise click.UsageError(f"{', '.join(given)} belong to the generator; leave them out with --from-hdf5")
+        manifests = shard_official_deepnets(hdf5, splits, out, **options)
+    _print_manifests(out, manifests)
 
 
 @cli.command()
@@ -149,6 +159,19 @@ def report(evaluation: Path, run: Path, out: Path) -> None:
     content = write_report(evaluation, run, out)
     click.echo(table(content))
     click.echo(f"report: {out / 'report.html'} and {out / 'report.json'}")
+
+
+@cli.command("convert-checkpoint")
+@click.argument("official", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Folder to write; must not hold anything yet.")
+@_example("ghn convert-checkpoint ghn2_cifar10.pt --out models/ghn2-cifar10")
+def convert_checkpoint(official: Path, out: Path) -> None:
+    """Write the OFFICIAL .pt checkpoint (GHN-2, GHN-1 or the MLP baseline) in this project's format."""
+    from ghn.checkpoint import convert_checkpoint as convert
+
+    hypernet = convert(official, out)
+    parameters = sum(parameter.numel() for parameter in hypernet.parameters())
+    click.echo(f"{out}: {parameters:,} parameters, {hypernet.config}")
 
 
 @cli.command()

@@ -104,8 +104,7 @@ def evaluate(
 def _load(model: str, tracking_uri: str | None) -> tuple[GHN, dict[str, Any], dict[str, Any]]:
     """Return the hypernetwork, the facts stored with it, and (for registered models) name, version and run id."""
     if not model.startswith("models:/"):
-        path = Path(model)
-        return load_checkpoint(path), read_metadata(path) if path.is_dir() else {}, {}
+        return load_checkpoint(model), read_metadata(model), {}
     import mlflow
     from mlflow.exceptions import MlflowException
 

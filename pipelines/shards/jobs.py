@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ghn.architecture import Architecture, sample_architectures
+from ghn.deepnets import read_deepnets
 from ghn.errors import InputError
 from ghn.graph import GRAPH_REVISION
 from ghn.space import GENERATOR_VERSION, SPLITS
@@ -89,33 +93,78 @@ def shard_deepnets(
         "channels": list(channels) if channels else None,
         "fc_dims": list(fc_dims) if fc_dims else None,
     }
+
+    def sampled(split: str, total: int) -> Iterator[Architecture]:
+        architectures = (
+            architecture
+            for start in (range(total) if split == "predefined" else itertools.count())
+            for architecture in sample_architectures(split, 1, seed, start=start, **widths)
+            if max_nodes is None or len(architecture.graph) <= max_nodes
+        )
+        return itertools.islice(architectures, total)
+
     jobs = []
     for split in splits:
         if split not in SPLITS:
             raise InputError(f"unknown split {split!r}; splits are {', '.join(SPLITS)}")
-        store = open_store(f"{out.rstrip('/')}/{split}")
         total = min(count, 2) if split == "predefined" else count
         facts = {
-            "kind": "deepnets",
-            "split": split,
             "source": "DeepNets-1M generator",
             "seed": seed,
             "generator_version": GENERATOR_VERSION,
-            "graph_revision": GRAPH_REVISION,
             "request": {**widths, "count": total, "shard_samples": shard_samples, "max_nodes": max_nodes},
         }
+        jobs.append((split, facts, total, sampled(split, total)))
+    return _write_deepnets(out, jobs, shard_samples)
+
+
+def shard_official_deepnets(
+    hdf5: str | os.PathLike[str],
+    splits: Sequence[str],
+    out: str,
+    *,
+    count: int | None = None,
+    shard_samples: int,
+    num_classes: int = 10,
+    image_size: int = 32,
+) -> dict[str, Manifest]:
+    """Write splits of an official DeepNets-1M file (the first ``count`` networks of each, or all) below ``out``.
+
+    Each graph in the file is compared with the one that its specification gives, so the specification is all that a sample
+    has to hold, as in :func:`shard_deepnets`.
+    """
+    jobs = []
+    for split in splits:
+        nets = read_deepnets(hdf5, split, num_classes, image_size)[:count]
+        digest = hashlib.sha256()
+        for spec in nets.specs():
+            digest.update(json.dumps(spec.to_json(), sort_keys=True).encode())
+        request = {
+            "num_classes": num_classes,
+            "image_size": image_size,
+            "count": len(nets),
+            "shard_samples": shard_samples,
+            "specifications_sha256": digest.hexdigest(),
+        }
+        facts = {"source": Path(hdf5).name, "seed": 0, "request": request}
+        jobs.append((split, facts, len(nets), iter(nets)))
+    return _write_deepnets(out, jobs, shard_samples)
+
+
+def _write_deepnets(
+    out: str, jobs: Sequence[tuple[str, dict[str, Any], int, Iterator[Architecture]]], shard_samples: int
+) -> dict[str, Manifest]:
+    """Write the architectures of each (split, facts, number, architectures); all sets are checked before the first."""
+    stores = []
+    for split, facts, _, _ in jobs:
+        store = open_store(f"{out.rstrip('/')}/{split}")
+        facts.update({"kind": "deepnets", "split": split, "graph_revision": GRAPH_REVISION})
         find_finished(store, facts)
-        jobs.append((split, store, facts, total))
+        stores.append(store)
     manifests = {}
-    with Progress("shard deepnets", sum(total for *_, total in jobs), unit="architecture") as progress:
-        for split, store, facts, total in jobs:
-            architectures = (
-                architecture
-                for start in (range(total) if split == "predefined" else itertools.count())
-                for architecture in sample_architectures(split, 1, seed, start=start, **widths)
-                if max_nodes is None or len(architecture.graph) <= max_nodes
-            )
-            records = _architecture_records(itertools.islice(architectures, total), progress)
+    with Progress("shard deepnets", sum(total for _, _, total, _ in jobs), unit="architecture") as progress:
+        for store, (split, facts, _, architectures) in zip(stores, jobs, strict=True):
+            records = _architecture_records(architectures, progress)
             manifests[split] = write_shards(store, records, shard_samples=shard_samples, facts=facts)
     return manifests
 
