@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -72,6 +73,22 @@ def test_a_run_leaves_a_whole_model_metrics_and_its_recipe(undisturbed: Path) ->
     assert "steps = 6" in (undisturbed / "recipe.toml").read_text()
     assert read_state(undisturbed).sessions == 1
     assert [path.name for path in (undisturbed / STATES).iterdir()] == ["step-000000006"]
+
+
+GHN1 = ("model.ve=false", "model.weight_norm=false", "model.layernorm=false")
+
+
+@pytest.mark.parametrize(("overrides", "message_passing"), [(GHN1, True), (("model.hypernet=mlp",), False)])
+def test_the_other_two_models_train_on_two_processes(
+    shards: Path, tmp_path: Path, overrides: tuple[str, ...], message_passing: bool
+) -> None:
+    done = train(shards, tmp_path / "run", *overrides, steps=3)
+    assert done.returncode == 0, done.stderr
+    hypernet = load_checkpoint(tmp_path / "run" / "model")
+    assert (hypernet.config.hypernet == "gatedgnn") is message_passing
+    assert hypernet.config.ve is not message_passing
+    assert len(curve(tmp_path / "run")) == 3
+    assert all(math.isfinite(loss) and norm > 0 for _, loss, norm in curve(tmp_path / "run"))
 
 
 def test_stopping_and_resuming_is_bit_equal_to_an_undisturbed_run(

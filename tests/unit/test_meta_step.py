@@ -51,6 +51,46 @@ def test_gradient_is_that_of_the_mean_loss(hypernet: GHN, batch) -> None:
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=1e-9, msg=name)
 
 
+MODELS = {
+    "ghn2": GHNConfig(hid=8, max_shape=(8, 8, 7, 7)),
+    "ghn1": GHNConfig(hid=8, max_shape=(8, 8, 7, 7), ve=False, weight_norm=False, layernorm=False),
+    "mlp": GHNConfig(hid=8, max_shape=(8, 8, 7, 7), hypernet="mlp"),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_learns_for_unseen_networks(model: str) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(16) % 2  # two classes: stripes along the rows or along the columns
+    stripes = torch.sin(torch.arange(16.0)).expand(16, 16)
+    images = torch.stack([stripes if label else stripes.T for label in labels])[:, None].expand(-1, 3, -1, -1)
+    batch = images + 0.1 * torch.randn(16, 3, 16, 16), labels
+    hypernet = GHN(MODELS[model])
+    before = {name: tensor.clone() for name, tensor in hypernet.state_dict().items()}
+    nets = [net for net in architectures(12) if net.spec.norm == "bnorm"]
+    seen, unseen = nets[:-2], nets[-2:]
+    optimizer = torch.optim.Adam(hypernet.parameters(), lr=5e-3)
+
+    def unseen_loss() -> float:
+        with torch.no_grad():
+            return sum(meta_loss(hypernet, net, batch) for net in unseen)
+
+    first = unseen_loss()
+    for step in range(60):
+        optimizer.zero_grad()
+        pair = [seen[step % len(seen)], seen[(step + 1) % len(seen)]]
+        meta_step(hypernet, pair, [batch] * 2, weight=0.5).loss.backward()
+        torch.nn.utils.clip_grad_norm_(hypernet.parameters(), 5.0)
+        optimizer.step()
+    assert unseen_loss() < 0.7 * first
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in hypernet.state_dict().items())
+
+
+def meta_loss(hypernet: GHN, net, batch) -> float:
+    logits = run_network(net.network(device="meta").eval(), hypernet([net.graph])[0], batch[0])
+    return F.cross_entropy(logits, batch[1]).item()
+
+
 def test_network_clip_bounds_each_networks_gradient(hypernet: GHN, batch) -> None:
     net = architectures(1)
     gradients = []
