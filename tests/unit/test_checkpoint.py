@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghn import GHN, load_checkpoint, save_checkpoint
+from ghn import GHN, GHNConfig, load_checkpoint, predict, sample_architectures, save_checkpoint
 from ghn.checkpoint import CONFIG_NAME, WEIGHTS_NAME, read_metadata
 from ghn.errors import DataError, InputError
 
@@ -28,6 +28,25 @@ def test_official_files_load(small_hypernet: GHN, tmp_path: Path) -> None:
     official = {"state_dict": small_hypernet.state_dict(), "config": small_hypernet.config.to_json(), "epoch": 1}
     torch.save(official, tmp_path / "ghn.pt")
     assert load_checkpoint(tmp_path / "ghn.pt").config == small_hypernet.config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GHNConfig(hid=16, max_shape=(8, 24, 5, 5), num_classes=1000),
+        GHNConfig(hid=8, max_shape=(24, 8, 16, 16), ve=False, weight_norm=False, layernorm=False),
+        GHNConfig(hid=12, max_shape=(4, 4, 1, 1), hypernet="mlp"),
+    ],
+)
+def test_official_files_of_any_size_load(config: GHNConfig, tmp_path: Path) -> None:
+    hypernet = GHN(config)
+    assert hypernet.bias_class[1].in_features == max(config.max_shape[:2])  # as in the published code
+    state = {"state_dict": hypernet.state_dict(), "config": config.to_json(), "epoch": 1}
+    torch.save(state, tmp_path / "ghn.pt")
+    graph = sample_architectures("test", 1, 0, num_classes=config.num_classes)[0].graph
+    with torch.no_grad():
+        one, other = predict(hypernet, graph), predict(load_checkpoint(tmp_path / "ghn.pt"), graph)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_interrupted_writing_leaves_no_checkpoint(small_hypernet: GHN, tmp_path: Path, monkeypatch) -> None:
@@ -94,6 +113,12 @@ def test_damage_and_other_kinds_are_errors(small_hypernet: GHN, tmp_path: Path) 
     (folder / CONFIG_NAME).write_text("{")
     with pytest.raises(DataError, match="damaged"):
         load_checkpoint(folder)
+    torch.save({"state_dict": {}, "config": {"hid": 32}}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="its config must say num_classes, hid"):
+        load_checkpoint(tmp_path / "other.pt")
+    torch.save({"state_dict": {"ln": 3}, "config": small_hypernet.config.to_json()}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="something else than tensors"):
+        load_checkpoint(tmp_path / "other.pt")
     torch.save({"weights": 1}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="state_dict and config"):
         load_checkpoint(tmp_path / "other.pt")

@@ -23,6 +23,7 @@ COMMANDS = (
     "register",
     "evaluate",
     "report",
+    "convert-checkpoint",
     "predict",
     "demo",
     "s3 start",

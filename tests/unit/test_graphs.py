@@ -15,6 +15,7 @@ from ghn.errors import InputError
 from ghn.genotype import ArchitectureSpec, Genotype
 from ghn.graph import shortest_paths
 from ghn.layout import layout
+from ghn.networks import ChannelSqueezeExcitation
 from ghn.space import count_parameters
 from tests.oracle import _shortest_paths
 from tests.strategies import architectures
@@ -102,6 +103,17 @@ def test_dead_operations_get_no_nodes_and_no_parameters() -> None:
     assert architecture.network()(torch.randn(2, 3, 16, 16)).shape == (2, 10)
     assert not any("_ops.3" in name for name in names)
     assert not any(name.startswith("cells.0.preprocess1") for name in names)
+
+
+def test_a_strided_gate_sees_the_whole_map() -> None:
+    """Squeeze-and-excitation averages over its input, not over the pixels that its stride keeps."""
+    gate = ChannelSqueezeExcitation(8, stride=2)
+    x = torch.rand(2, 8, 6, 6)
+    changed = x.clone()
+    changed[:, :, 1::2, 1::2] += 1
+    scale = torch.nn.functional.hardswish(gate.fc2(torch.relu(gate.fc1(changed.mean(dim=(2, 3))))))
+    torch.testing.assert_close(gate(changed), (changed * scale[:, :, None, None])[:, :, ::2, ::2])
+    assert not torch.equal(gate(changed), gate(x))
 
 
 def test_a_network_without_connection_is_invalid() -> None:

@@ -102,6 +102,12 @@ def test_shape_table_follows_the_published_rules() -> None:
     assert [table.spatial[table.spatial_row(k)] for k in (1, 2, 3, 4, 12, 13, 15, 100)] == [1, 3, 3, 3, 11, 14, 14, 16]
     assert table.rows(None) == (391, 391, 8, 8)
     assert table.rows((1, 49, 64)) == table.rows((1, 64, 7, 7))
+    assert table.rows((1, 1, 64)) == table.rows((1, 1, 64, 1))
+    large, five = ShapeTable(1000, 16), ShapeTable(5, 11)
+    assert (len(large.channels), len(large.spatial)) == (391, 10)
+    assert [large.channels[large.channel_row(n)] for n in (996, 1000, 1004)] == [992, 1000, 1000]
+    assert [large.spatial[large.spatial_row(k)] for k in (12, 14, 15, 16, 17)] == [11, 14, 15, 16, 16]
+    assert five.channels[five.channel_row(5)] == 8  # also where 5 is the number of classes
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9)), min_size=1, max_size=3))
