@@ -78,6 +78,7 @@ def test_a_run_leaves_a_whole_model_metrics_and_its_recipe(undisturbed: Path) ->
 GHN1 = ("model.ve=false", "model.weight_norm=false", "model.layernorm=false")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("overrides", "message_passing"), [(GHN1, True), (("model.hypernet=mlp",), False)])
 def test_the_other_two_models_train_on_two_processes(
     shards: Path, tmp_path: Path, overrides: tuple[str, ...], message_passing: bool
@@ -133,6 +134,7 @@ def test_a_resume_must_fit(shards: Path, undisturbed: Path, tmp_path: Path) -> N
     refused(train(shards, run), "state.json is damaged")
 
 
+@pytest.mark.integration
 def test_one_process_computes_the_same_as_two(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(shards, run, "training.processes=1").returncode == 0
@@ -142,6 +144,7 @@ def test_one_process_computes_the_same_as_two(shards: Path, undisturbed: Path, t
     assert norm == pytest.approx(other_norm, rel=1e-3)
 
 
+@pytest.mark.integration
 def test_too_many_skipped_networks_stop_training(shards: Path, tmp_path: Path) -> None:
     done = train(shards, tmp_path / "run", "training.lr=1e30", "training.max_skipped=3", "training.warmup=0")
     assert done.returncode != 0
