@@ -14,8 +14,10 @@ from ghn.deepnets import read_deepnets
 from ghn.genotype import ArchitectureSpec, Genotype
 from ghn.graph import ArchitectureGraph
 from ghn.hypernet import GHN, GHNConfig
-from ghn.prediction import predict
-from ghn.trace import trace
+from ghn.initialize import calibrate_batchnorm, initialize
+from ghn.prediction import Coverage, coverage, predict
+from ghn.small_images import adjust_for_small_images
+from ghn.tracing import trace
 
 __version__ = "0.1.0"
 
@@ -24,9 +26,14 @@ __all__ = [
     "Architecture",
     "ArchitectureGraph",
     "ArchitectureSpec",
+    "Coverage",
     "GHNConfig",
     "Genotype",
     "ModelSpec",
+    "adjust_for_small_images",
+    "calibrate_batchnorm",
+    "coverage",
+    "initialize",
     "load_checkpoint",
     "predict",
     "read_deepnets",

@@ -19,8 +19,9 @@ from ghn.genotype import IMAGENET_IMAGE_SIZE, ArchitectureSpec, Genotype
 from ghn.graph import ArchitectureGraph
 from ghn.layout import layout
 from ghn.networks import Network
+from ghn.small_images import adjust_for_small_images
 from ghn.space import SAMPLED_SPLITS, SPLITS, sample_spec
-from ghn.trace import trace
+from ghn.tracing import trace
 
 NAMED_MODELS = ("torchvision:resnet50",)
 """Models that a specification may name; nothing else is ever imported on behalf of a specification."""
@@ -63,7 +64,7 @@ def spec_from_json(data: Mapping[str, Any] | str) -> Spec:
     return ModelSpec(**data)
 
 
-class _NoInitialization(TorchFunctionMode):
+class NoInitialization(TorchFunctionMode):
     """Skip random initialization, which costs much and does nothing on the meta device."""
 
     def __torch_function__(
@@ -113,7 +114,7 @@ class Architecture:
             device: where; ``"meta"`` builds without memory, for functional calls with predicted parameters.
 
         """
-        skip_init = _NoInitialization() if torch.device(device).type == "meta" else contextlib.nullcontext()
+        skip_init = NoInitialization() if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.device(device), skip_init:
             return Network(layout(self.spec)) if isinstance(self.spec, ArchitectureSpec) else _resnet50(self.spec)
 
@@ -205,10 +206,7 @@ def _resnet50(spec: ModelSpec) -> nn.Module:
         return nn.BatchNorm2d(channels, track_running_stats=False)
 
     model = torchvision.models.resnet50(num_classes=spec.num_classes, norm_layer=norm)
-    if spec.image_size < IMAGENET_IMAGE_SIZE:
-        model.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        model.maxpool = nn.Identity()
-    return model
+    return adjust_for_small_images(model) if spec.image_size < IMAGENET_IMAGE_SIZE else model
 
 
 def example_input(architecture: Architecture, batch: int = 2) -> Tensor:

@@ -77,7 +77,7 @@ class ArchitectureGraph:
         nodes: N nodes; 0 is the input, N - 1 the output.
         edges: the real edges (u, v), u < v, sorted by (v, u), without repetition.
         num_classes: width of the output.
-        kept: trainable parameters that no node covers (they keep their own value), with the reason.
+        kept: trainable parameters that no node covers, with the reason.
 
     """
 
@@ -139,7 +139,7 @@ class ArchitectureGraph:
                 if parameter.name in seen:
                     raise InputError(f"graph node {i}: parameter {parameter.name!r} appears twice")
                 seen.add(parameter.name)
-                if not 1 <= len(parameter.shape) <= 4 or min(parameter.shape) < 1:
+                if len(parameter.shape) > 5 or min(parameter.shape, default=1) < 1:
                     raise InputError(f"graph node {i}: parameter {parameter.name!r} has shape {parameter.shape}")
 
     def to_json(self) -> dict[str, Any]:

@@ -1,41 +1,102 @@
-"""Prediction is pure: a graph in, named tensors out; running a network with them is a separate step."""
+"""Prediction is pure: a graph in, named tensors out. Loading them into a module is a separate step (:mod:`ghn.initialize`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ghn.errors import InputError
-from ghn.graph import ArchitectureGraph
+from ghn.graph import ArchitectureGraph, Node
 from ghn.hypernet import GHN
 
 
-def predict(hypernet: GHN, graph: ArchitectureGraph, *, strict: bool = True) -> dict[str, Tensor]:
-    """Predict all parameters of one network (paper, eq. 2).
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """Which trainable parameters are predicted, and which keep their own values and why.
+
+    Attributes:
+        predicted: names, in node order.
+        kept: (name, reason), in alphabetical order.
+        values: number of values in the predicted parameters.
+
+    """
+
+    predicted: tuple[str, ...]
+    kept: tuple[tuple[str, str], ...]
+    values: int
+
+    def __str__(self) -> str:
+        total = len(self.predicted) + len(self.kept)
+        lines = [f"{len(self.predicted)} of {total} parameter tensors predicted ({self.values:,} values)"]
+        lines += [f"  kept: {name} ({reason})" for name, reason in self.kept]
+        return "\n".join(lines)
+
+
+def coverage(graph: ArchitectureGraph) -> Coverage:
+    """Return which of a network's trainable parameters its graph covers."""
+    return Coverage(
+        predicted=tuple(parameter.name for parameter in graph.parameters),
+        kept=graph.kept,
+        values=sum(math.prod(parameter.shape) for parameter in graph.parameters),
+    )
+
+
+def predict(
+    hypernet: GHN,
+    graph: ArchitectureGraph,
+    *,
+    allow_default: bool | Sequence[str] = False,
+    allow_other_classes: bool = False,
+) -> dict[str, Tensor]:
+    """Predict all parameters of one network (paper, eq. 2); the same graph gives the same values each time.
 
     Args:
         hypernet: the hypernetwork; gradients flow into its weights unless called under ``torch.no_grad()``.
         graph: from ``Architecture.graph`` or :func:`ghn.trace`.
-        strict: refuse graphs with trainable parameters that no node covers; ``False`` leaves those out.
+        allow_default: which trainable parameters may stay unpredicted (they keep their own values): none, all (``True``),
+            or those that match one of the given names or patterns such as ``"aux*"``.
+        allow_other_classes: predict a classifier of another width than the hypernetwork's as an ordinary layer.
 
     Returns:
         ``{parameter name: tensor}`` with the shapes that the graph says, in node order, on the hypernetwork's device.
 
     Raises:
-        InputError: if the number of classes differs from the hypernetwork's, or, when strict, naming the first
-            parameter that would keep its own value.
+        InputError: naming the first parameter that would keep its own value and is not allowed to, or the two numbers
+            of classes if they differ.
 
     """
-    if strict and graph.kept:
-        name, reason = graph.kept[0]
+    patterns = ["*"] if allow_default is True else list(allow_default or ())
+    refused = [(name, why) for name, why in graph.kept if not any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    if refused:
+        name, reason = refused[0]
         raise InputError(
-            f"{len(graph.kept)} parameter(s) would not be predicted, the first is {name!r} ({reason}); "
-            "pass strict=False to let them keep their own values"
+            f"{len(refused)} parameter(s) would not be predicted, the first is {name!r} ({reason}); "
+            f"let them keep their own values with allow_default=[{name!r}], or all such with allow_default=True"
         )
+    if allow_other_classes and graph.num_classes != hypernet.config.num_classes:
+        graph = _without_classifier(graph, hypernet.config.num_classes)
     prediction: dict[str, Tensor] = hypernet([graph])[0]
     return prediction
+
+
+def _without_classifier(graph: ArchitectureGraph, num_classes: int) -> ArchitectureGraph:
+    """Turn the classifier into ordinary layers."""
+    ordinary = {"class_weight": "weight", "class_bias": "bias"}
+
+    def change(node: Node) -> Node:
+        parameters = tuple(
+            dataclasses.replace(p, role=ordinary[p.role]) if p.role in ordinary else p  # type: ignore[arg-type]
+            for p in node.parameters
+        )
+        return dataclasses.replace(node, parameters=parameters)
+
+    return dataclasses.replace(graph, nodes=tuple(change(node) for node in graph.nodes), num_classes=num_classes)
 
 
 def run_network(network: nn.Module, parameters: Mapping[str, Tensor], images_NCHW: Tensor) -> Tensor:

@@ -176,14 +176,24 @@ def convert_checkpoint(official: Path, out: Path) -> None:
 
 @cli.command()
 @click.option("--checkpoint", type=PATH, required=True, help="Checkpoint folder, or an official .pt file.")
-@click.option("--spec", type=PATH, required=True, help="JSON file with one architecture specification.")
+@click.option("--spec", type=PATH, help="JSON file with one architecture specification.")
+@click.option("--model", help="torchvision:NAME, timm:NAME or FILE.py:FACTORY instead.")
+@click.option("--num-classes", type=click.IntRange(min=2), default=10, show_default=True, help="Of the model.")
+@click.option(
+    "--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Of the model, in pixels."
+)
+@click.option("--small-input", is_flag=True, help="Keep the resolution in the model's first layers.")
+@click.option("--allow-default", multiple=True, metavar="PATTERN", help="Parameters that may stay unpredicted.")
+@click.option("--draw", type=PATH, help="SVG file for a drawing of the graph.")
 @click.option("--out", type=PATH, required=True, help="safetensors file to write.")
-@_example("ghn predict --checkpoint runs/train/model --spec architecture.json --out parameters.safetensors")
-def predict(checkpoint: Path, spec: Path, out: Path) -> None:
-    """Predict all parameters of one architecture."""
+@_example(
+    "ghn predict --checkpoint runs/train/model --model torchvision:resnet50 --small-input --out resnet50.safetensors"
+)
+def predict(checkpoint: Path, out: Path, **options: Any) -> None:
+    """Predict all parameters of one network."""
     from pipelines.predict import predict as predict_job
 
-    click.echo(predict_job(checkpoint, spec, out))
+    click.echo(predict_job(checkpoint, out, **options))
 
 
 @cli.command()

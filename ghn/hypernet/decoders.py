@@ -95,13 +95,15 @@ class VectorDecoder(nn.Module):
 
 
 def tile(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Slice or repeat a tensor along each dimension until it has the given shape."""
+    """Slice or repeat a tensor along each dimension until it has the given shape, in one copy where sizes divide."""
     if tuple(tensor.shape) == shape:
         return tensor
     tensor = tensor[tuple(slice(size) for size in shape)]
-    for dim, size in enumerate(shape):
-        have = tensor.shape[dim]
-        if have < size:
-            repeats = -(-size // have)
-            tensor = torch.cat([tensor] * repeats, dim=dim).narrow(dim, 0, size)
+    sizes = tuple(tensor.shape)
+    repeats = [-(-size // have) for size, have in zip(shape, sizes, strict=True)]
+    if max(repeats) > 1:
+        apart = tensor.reshape([x for size in sizes for x in (1, size)])
+        spread = apart.expand([x for pair in zip(repeats, sizes, strict=True) for x in pair])
+        whole = spread.reshape([count * size for count, size in zip(repeats, sizes, strict=True)])
+        tensor = whole[tuple(slice(size) for size in shape)]
     return tensor

@@ -32,7 +32,7 @@ class ShapeTable:
         return _nearest(self.spatial, 3 if size == 2 else size)
 
     def rows(self, shape: Sequence[int] | None) -> tuple[int, int, int, int]:
-        """Rows (out, in, kh, kw) of a tensor shape with 1 to 4 dimensions, or of no shape."""
+        """Rows (out, in, kh, kw) of a tensor shape with up to 5 dimensions, or of no shape."""
         if shape is None:
             return len(self.channels), len(self.channels), len(self.spatial), len(self.spatial)
         out, fan_in, kh, kw = canonical_shape(shape)
@@ -40,12 +40,27 @@ class ShapeTable:
 
 
 def canonical_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return (out, in, kh, kw): missing dimensions are 1; a (1, tokens, C) map becomes (1, C, s, s)."""
-    if len(shape) == 3 and shape[0] == 1 and min(shape[1:]) > 1:
+    """Return (out, in, kh, kw): missing dimensions are 1; a (1, tokens, C) map becomes (1, C, s, s).
+
+    Of a three-dimensional kernel (out, in, kt, kh, kw) the first of its sizes is left out.
+    """
+    if is_token_map(shape):
         side = math.isqrt(shape[1])
         return 1, shape[2], side, side
-    out, fan_in, kh, kw = (*shape, 1, 1, 1)[:4]
+    if len(shape) == 5:
+        shape = (*shape[:2], *shape[3:])
+    out, fan_in, kh, kw = (*shape, 1, 1, 1, 1)[:4]
     return out, fan_in, kh, kw
+
+
+def is_token_map(shape: Sequence[int]) -> bool:
+    """Whether a shape is (1, tokens, C), the position embeddings of a sequence."""
+    return len(shape) == 3 and shape[0] == 1 and min(shape[1:]) > 1
+
+
+def is_vector(shape: Sequence[int]) -> bool:
+    """Whether at most one size is not 1, in a shape of other than two or four dimensions (those are weights)."""
+    return len(shape) not in (2, 4) and sum(size > 1 for size in shape) <= 1
 
 
 def _nearest(table: list[int], value: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -13,11 +14,19 @@ from ghn.graph import ArchitectureGraph, Parameter
 from ghn.hypernet.batch import GraphBatch
 from ghn.hypernet.config import GHNConfig
 from ghn.hypernet.decoders import ConvDecoder, Shape, VectorDecoder, tile
-from ghn.hypernet.embedding import ShapeEncoder, ShapeTable, canonical_shape, primitive_embedding
+from ghn.hypernet.embedding import (
+    ShapeEncoder,
+    ShapeTable,
+    canonical_shape,
+    is_token_map,
+    is_vector,
+    primitive_embedding,
+)
 from ghn.hypernet.gnn import MLP, GatedGNN
 from ghn.hypernet.normalization import normalize_bias, normalize_norm_weight, weight_scale
 
 Prediction = dict[str, Tensor]
+_VECTOR_ROLES = ("norm_weight", "bias", "class_bias")
 _Slot = tuple[int, int, Parameter]  # graph, node in the batch's numbering, parameter
 
 
@@ -80,7 +89,7 @@ class GHN(nn.Module):
             for i, node in enumerate(graph.nodes):
                 for parameter in node.parameters:
                     slot = (g, start + i, parameter)
-                    if parameter.role in ("norm_weight", "bias", "class_bias"):
+                    if parameter.role in _VECTOR_ROLES or is_vector(parameter.shape):
                         vectors.append(slot)
                     else:
                         weights[self._piece(parameter)].append(slot)
@@ -112,28 +121,36 @@ class GHN(nn.Module):
         if self.config.weight_norm and role != "pos_enc":
             scales = [weight_scale(parameter.shape) for _, _, parameter in slots]
             decoded = decoded * decoded.new_tensor(scales).view(-1, 1, 1, 1, 1)
-        return [
-            tile(tensor, canonical_shape(parameter.shape)).reshape(parameter.shape)
-            for tensor, (_, _, parameter) in zip(decoded, slots, strict=True)
-        ]
+        return [_fill(tensor, parameter.shape) for tensor, (_, _, parameter) in zip(decoded, slots, strict=True)]
 
     def _decode_vectors(self, states_Nd: Tensor, slots: list[_Slot]) -> list[Tensor]:
         nodes = [node for _, node, _ in slots]
         unique = sorted(set(nodes))
         row = {node: i for i, node in enumerate(unique)}
         decoded = self.decoder_1d(states_Nd[unique])
-        norm_weights, biases = decoded[:, 0], decoded[:, 1]
+        both, norm_weights, biases = decoded.flatten(1), decoded[:, 0], decoded[:, 1]
         class_rows = [row[node] for _, node, parameter in slots if parameter.role == "class_bias"]
         class_biases = self.bias_class(biases[class_rows])
         if self.config.weight_norm:
             norm_weights = normalize_norm_weight(norm_weights)
             biases, class_biases = normalize_bias(biases), normalize_bias(class_biases)
         class_row = iter(class_biases)
+        sources = {"norm_weight": norm_weights, "bias": biases}
         tensors = []
         for _, node, parameter in slots:
             if parameter.role == "class_bias":
-                tensors.append(next(class_row))
-            else:
-                source = norm_weights if parameter.role == "norm_weight" else biases
-                tensors.append(tile(source[row[node]], parameter.shape))
+                tensors.append(next(class_row).view(parameter.shape))
+            else:  # (C, 1, 1) scales and (1, 1, C) tokens take both rows
+                vector = sources.get(parameter.role, both)[row[node]]
+                tensors.append(tile(vector, (math.prod(parameter.shape),)).view(parameter.shape))
         return tensors
+
+
+def _fill(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Tile a decoded piece (out, in, kh, kw) to a parameter's shape."""
+    whole = tile(tensor, canonical_shape(shape))
+    if is_token_map(shape):  # (1, C, s, s) -> (1, tokens, C); a token beyond the map repeats the first ones
+        return tile(whole.flatten(2).transpose(1, 2), shape)
+    if len(shape) == 5:
+        return whole.unsqueeze(2).expand(shape)
+    return whole.reshape(shape)
