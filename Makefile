@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export OMP_WAIT_POLICY := PASSIVE
+export THP_MEM_ALLOC_ENABLE := 1
 
-.PHONY: help setup demo smoke test integration check format parity docker clean
+.PHONY: help setup demo smoke test integration check format parity bench docker clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +43,9 @@ format: $(READY) ## Mend what the linter can mend
 
 parity: $(READY) ## Compare with the published system's data, if it is there
 	$(BIN)/python -m pytest tests/parity -m "integration or not integration"
+
+bench: $(READY) ## Measure speed and memory; exits with 1 where a target is not met
+	$(BIN)/python benchmarks/any_network.py
 
 docker: ## Build the training image
 	docker build -t ghn-train .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,7 +42,9 @@ def trace(module: nn.Module, example_input: Any) -> ArchitectureGraph:
     if not trainable:
         raise InputError(f"{label} has no trainable parameters: there is nothing to predict")
     args, kwargs = _meta_arguments(example_input)
-    stand_ins = {id(t): torch.empty_like(t, device="meta") for t in [*named.values(), *module.buffers()]}
+    stand_ins = {
+        id(t): torch.empty(t.shape, dtype=t.dtype, device="meta") for t in [*named.values(), *module.buffers()]
+    }
     recorder = Recorder({name: stand_ins[id(named[name])] for name in named if name in trainable}, RULES, IGNORES)
     image = recorder.record(Node(primitive="input"))
     for tensor in tensors((args, kwargs)):
@@ -52,8 +55,8 @@ def trace(module: nn.Module, example_input: Any) -> ArchitectureGraph:
     except Exception as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors((args, kwargs))) or "no tensors"
         raise InputError(
-            f"{label} can not be traced on an input of shape {shapes}: {type(error).__name__}: {error}; "
-            "give an example input that the module takes"
+            f"{label} can not be traced on an input of shape {shapes}: {type(error).__name__}"
+            f"{_where(module, error)}: {error}; give an example input that the module takes"
         ) from error
     outputs = list(tensors(output))
     if not outputs:
@@ -67,6 +70,15 @@ def _meta_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]
     if isinstance(example_input, (tuple, list)):
         return to_meta(tuple(example_input)), {}
     return (to_meta(example_input),), {}
+
+
+def _where(module: nn.Module, error: Exception) -> str:
+    """Return `` in PATH`` for the innermost part of a module that an error passed through."""
+    names = {id(part): name for name, part in module.named_modules() if name}
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = names.get(id(frame.f_locals.get("self")), found)
+    return f" in {found}" if found else ""
 
 
 @contextlib.contextmanager

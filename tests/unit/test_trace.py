@@ -220,6 +220,7 @@ class _Words(nn.Linear):
         (nn.ReLU(), "no trainable parameters"),
         (nn.Conv2d(3, 8, 3).requires_grad_(False), "no trainable parameters"),
         (nn.Conv2d(4, 8, 3), r"torch.nn.modules.conv.Conv2d can not be traced on an input of shape \(2, 3, 16, 16\)"),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Linear(3, 3))), r"RuntimeError in 1\.0: "),
         (_Constant(), "test_trace._Constant does not depend on its input"),
         (_Words(3, 3), "test_trace._Words returns str"),
     ],

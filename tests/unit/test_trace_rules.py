@@ -7,10 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ghn import GHN, GHNConfig, predict, trace
 from ghn.tracing.rules import RULES
+from ghn.tracing.shapes import result_without_arithmetic
 
 IMAGE = torch.empty(2, 3, 16, 16)
 SIGNAL = torch.empty(2, 3, 16)
@@ -212,3 +215,34 @@ def test_every_rule_is_tested() -> None:
         tested = ALIASES.get(name, name)
         assert tested in {case.split(" ")[0] for case in CASES}, name
         assert RULES[tested] is rule or name in ALIASES
+
+
+@given(
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2]),
+    given_channels=st.sampled_from([4, 6]),
+)
+def test_convolutions_have_the_shapes_that_torch_gives(
+    size, kernel, stride: int, padding: int, dilation: int, groups: int, given_channels: int
+) -> None:
+    layer = nn.Conv2d(4, 6, kernel, stride, padding, dilation, groups)
+    x = torch.zeros(2, given_channels, *size)
+    arguments = (x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, groups)
+    found = result_without_arithmetic(F.conv2d, arguments, {})
+    try:
+        expected = layer(x)
+    except RuntimeError:
+        assert found is None
+    else:
+        assert found is not None and found.shape == expected.shape
+
+
+def test_wrong_sizes_are_left_to_torch_to_refuse() -> None:
+    x = torch.zeros(2, 3)
+    assert result_without_arithmetic(F.linear, (x, torch.zeros(5, 4)), {}) is None
+    assert result_without_arithmetic(torch.add, (x, torch.zeros(3)), {}) is None
+    assert result_without_arithmetic(F.linear, (x, torch.zeros(5, 3)), {}).shape == (2, 5)
