@@ -121,6 +121,7 @@ def test_kill_nine_of_a_rank_is_survived(shards: Path, undisturbed: Path, tmp_pa
     assert curve(run) == curve(undisturbed) and same_weights(run, undisturbed)
 
 
+@pytest.mark.integration
 def test_a_resume_must_fit(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(shards, run, arguments=("--stop-after", "2")).returncode == 0
