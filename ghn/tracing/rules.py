@@ -25,6 +25,13 @@ def _weighted(recorder: Recorder, primitive: str, x: object, weight: object, bia
     return recorder.place("bias", bias, "bias", value) if recorder.parameters(bias) else value
 
 
+def _bilinear(recorder: Recorder, call: Call) -> Nodes:
+    """A product of two inputs and a weight (out, in1, in2)."""
+    value = recorder.place("conv", call.get(2, "weight"), "weight", recorder.nodes(*tensors(call.args)))
+    bias = call.get(3, "bias")
+    return recorder.place("bias", bias, "bias", value) if recorder.parameters(bias) else value
+
+
 def _convolution(dilation_at: int, groups_at: int) -> Rule:
     def rule(recorder: Recorder, call: Call) -> Nodes:
         dilation, groups = call.get(dilation_at, "dilation", 1), call.get(groups_at, "groups", 1)
@@ -204,6 +211,7 @@ def _select(recorder: Recorder, call: Call) -> Nodes | None:
 
 RULES: dict[str, Rule] = {
     "linear": _linear,
+    "bilinear": _bilinear,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution(5, 6)),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _convolution(7, 6)),
     "batch_norm": _norm("bn", 3),

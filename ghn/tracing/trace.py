@@ -38,14 +38,17 @@ def trace(module: nn.Module, example_input: Any) -> ArchitectureGraph:
     """
     label = f"{type(module).__module__}.{type(module).__qualname__}"
     named = dict(module.named_parameters())
+    if lazy := next((name for name, parameter in named.items() if nn.parameter.is_lazy(parameter)), None):
+        raise InputError(f"{label}: parameter {lazy!r} has no shape yet; run the module once before tracing it")
     trainable = {name for name, parameter in named.items() if parameter.requires_grad}
+    predictable = {name for name in trainable if named[name].is_floating_point() and named[name].numel()}
     if not trainable:
         raise InputError(f"{label} has no trainable parameters: there is nothing to predict")
     args, kwargs = _meta_arguments(example_input)
     stand_ins = {
         id(t): torch.empty(t.shape, dtype=t.dtype, device="meta") for t in [*named.values(), *module.buffers()]
     }
-    recorder = Recorder({name: stand_ins[id(named[name])] for name in named if name in trainable}, RULES, IGNORES)
+    recorder = Recorder({name: stand_ins[id(named[name])] for name in named if name in predictable}, RULES, IGNORES)
     image = recorder.record(Node(primitive="input"))
     for tensor in tensors((args, kwargs)):
         recorder.assign(tensor, Origin(image))
@@ -111,6 +114,7 @@ class _Finish:
     def __init__(self, recorder: Recorder, outputs: list[Tensor], label: str) -> None:
         self.records = recorder.records
         self.unknown = recorder.unknown
+        self.predictable = recorder.shapes.keys()
         self.values = [recorder.nodes(output) for output in outputs]
         self.num_classes = int(outputs[0].shape[1] if outputs[0].ndim in (2, 4) else outputs[0].shape[-1])
         self.out: Nodes = NOTHING.union(*self.values)
@@ -142,6 +146,8 @@ class _Finish:
     def reason(self, name: str) -> str:
         if name in self.unknown:
             return f"{self.unknown[name]} combines it with data, which has no rule"
+        if name not in self.predictable:
+            return "it holds no real numbers"
         return "not between input and output"
 
     def reaches_input(self, start: Nodes, without: int | None = None) -> bool:

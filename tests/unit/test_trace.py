@@ -191,6 +191,13 @@ def test_a_module_under_two_names_is_left_as_it_is() -> None:
     assert trace(module, torch.empty(2, 8)) == first
 
 
+def test_parameters_that_hold_no_real_numbers_are_reported() -> None:
+    module = SmallNet()
+    module.empty, module.complex = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    graph = trace(module, torch.empty(2, 3, 16, 16))
+    assert graph.kept == (("complex", "it holds no real numbers"), ("empty", "it holds no real numbers"))
+
+
 def test_a_failing_module_is_left_as_it_is() -> None:
     module = nn.LSTM(4, 4)
     before = dict(module.named_parameters())
@@ -221,6 +228,7 @@ class _Words(nn.Linear):
         (nn.Conv2d(3, 8, 3).requires_grad_(False), "no trainable parameters"),
         (nn.Conv2d(4, 8, 3), r"torch.nn.modules.conv.Conv2d can not be traced on an input of shape \(2, 3, 16, 16\)"),
         (nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.Linear(3, 3))), r"RuntimeError in 1\.0: "),
+        (nn.Sequential(nn.LazyConv2d(8, 3)), "'0.weight' has no shape yet"),
         (_Constant(), "test_trace._Constant does not depend on its input"),
         (_Words(3, 3), "test_trace._Words returns str"),
     ],

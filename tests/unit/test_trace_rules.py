@@ -57,6 +57,7 @@ def pooled(function: str, size: int, features: int) -> Callable[[], nn.Module]:
 
 # name of the rule -> (module, input, primitives between the input and the head)
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, list[str]]] = {
+    "bilinear": (lambda: Body(8, lambda m, x: m.f(x, x), f=nn.Bilinear(12, 12, 8)), VECTOR, ["conv", "bias"]),
     "linear": (lambda: Body(8, lambda m, x: m.f(x), f=nn.Linear(12, 8)), VECTOR, ["conv", "bias"]),
     "conv1d": (lambda: Body(8 * 14, lambda m, x: m.f(x), f=nn.Conv1d(3, 8, 3)), SIGNAL, ["conv", "bias"]),
     "conv2d": (lambda: Body(6, lambda m, x: m.f(x), f=nn.Conv2d(3, 6, 16, groups=3)), IMAGE, ["sep_conv", "bias"]),
