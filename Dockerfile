@@ -21,7 +21,7 @@ LABEL org.opencontainers.image.title="ghn-train" \
       org.opencontainers.image.licenses="MIT"
 RUN useradd --create-home --uid 1000 ghn && mkdir /data && chown ghn /data
 COPY --from=build /opt/ghn /opt/ghn
-ENV PATH=/opt/ghn/bin:$PATH PYTHONUNBUFFERED=1 DS_ACCELERATOR=cpu OMP_WAIT_POLICY=PASSIVE THP_MEM_ALLOC_ENABLE=1 \
+ENV PATH=/opt/ghn/bin:$PATH PYTHONUNBUFFERED=1 DS_ACCELERATOR=cpu \
     NUMBA_CACHE_DIR=/home/ghn/.cache/numba
 COPY infra/prepare.py infra/docker-entrypoint /opt/ghn/libexec/
 USER ghn

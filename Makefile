@@ -3,8 +3,6 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-export OMP_WAIT_POLICY := PASSIVE
-export THP_MEM_ALLOC_ENABLE := 1
 
 .PHONY: help setup demo smoke test integration check format parity bench docker clean
 

@@ -15,13 +15,14 @@ from torch.overrides import TorchFunctionMode
 
 from ghn.build import build_graph
 from ghn.errors import InputError
+from ghn.functional import run_layout, run_network
 from ghn.genotype import IMAGENET_IMAGE_SIZE, ArchitectureSpec, Genotype
 from ghn.graph import ArchitectureGraph
 from ghn.layout import layout
 from ghn.networks import Network
 from ghn.small_images import adjust_for_small_images
 from ghn.space import SAMPLED_SPLITS, SPLITS, sample_spec
-from ghn.tracing import trace
+from ghn.tracing.trace import trace
 
 NAMED_MODELS = ("torchvision:resnet50",)
 """Models that a specification may name; nothing else is ever imported on behalf of a specification."""
@@ -106,6 +107,19 @@ class Architecture:
     def skeleton(self) -> nn.Module:
         """The network without memory (meta device), built once, to be run with predicted parameters."""
         return self.network(device="meta")
+
+    def run(self, parameters: Mapping[str, Tensor], images_NCHW: Tensor, *, training: bool) -> Tensor:
+        """Return the logits (N, classes) of the network with the given parameters, by name; differentiable in them.
+
+        Args:
+            parameters: all parameters that the network has.
+            images_NCHW: images (N, 3, S, S); ``channels_last`` format is quicker on CPUs.
+            training: training mode (dropout); batch normalization uses batch statistics in both modes.
+
+        """
+        if isinstance(self.spec, ArchitectureSpec):
+            return run_layout(layout(self.spec), parameters, images_NCHW, training=training)
+        return run_network(self.skeleton.train(training), parameters, images_NCHW)
 
     def network(self, *, device: str | torch.device = "cpu") -> nn.Module:
         """Build the network, ordinarily initialized; its forward maps images (N, 3, S, S) to logits (N, classes).

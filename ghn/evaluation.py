@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ghn.architecture import Architecture
 from ghn.hypernet import GHN
-from ghn.prediction import predict, run_network
+from ghn.prediction import predict
 
 BATCHNORM_POLICY = "batch statistics"
 
@@ -77,13 +77,10 @@ def accuracy(
     if parameters is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = architecture.network().eval()
-        parameters = dict(network.named_parameters())
-    else:
-        network = architecture.skeleton.eval()
+            parameters = dict(architecture.network().named_parameters())
     correct = total = 0
     for images, labels in batches:
-        correct += top1(run_network(network, parameters, images), labels)
+        correct += top1(architecture.run(parameters, images, training=False), labels)
         total += len(labels)
     return 100.0 * correct / max(total, 1)
 

@@ -7,6 +7,7 @@ so that specifications and the official ``*_meta.json`` files read alike.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Genotype:
         """Return (edges, concatenated states) of the reduction cell or of the normal cell."""
         return (self.reduce, self.reduce_concat) if reduction else (self.normal, self.normal_concat)
 
-    @property
+    @functools.cached_property
     def ops(self) -> set[str]:
         """Names of all operations in either cell."""
         return {op for op, _ in self.normal + self.reduce}
@@ -129,7 +130,7 @@ class ArchitectureSpec:
     num_classes: int = 10
     image_size: int = 32
 
-    @property
+    @functools.cached_property
     def is_vit(self) -> bool:
         """True for networks with any self-attention; they never reduce the spatial resolution."""
         return "msa" in self.genotype.ops
@@ -139,7 +140,7 @@ class ArchitectureSpec:
         """True when the ImageNet stems apply."""
         return self.image_size >= IMAGENET_IMAGE_SIZE
 
-    @property
+    @functools.cached_property
     def reductions(self) -> frozenset[int]:
         """Indices of the reduction cells."""
         return frozenset(i for i in (self.n_cells // 3, 2 * self.n_cells // 3) if i > 0)

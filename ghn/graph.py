@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from ghn.errors import InputError
+from ghn.paths import connected_pairs, shortest_paths
 
 GRAPH_REVISION = 1
 """Raised whenever the same specification would give another graph; stored in shard manifests and checkpoints."""
@@ -44,8 +46,7 @@ ParameterRole = Literal["weight", "bias", "norm_weight", "class_weight", "class_
 """Which decoder predicts a parameter, and how it is normalized."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A parameter of the target network: its name in ``state_dict``, its shape and its role."""
 
     name: str
@@ -53,8 +54,7 @@ class Parameter:
     role: ParameterRole
 
 
-@dataclass(frozen=True, kw_only=True)
-class Node:
+class Node(NamedTuple):
     """One node.
 
     Attributes:
@@ -117,9 +117,7 @@ class ArchitectureGraph:
 
     def virtual_edges(self, max_distance: int = MAX_VIRTUAL_DISTANCE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (u, v, s), each (E,), of all pairs with 1 <= s_uv <= max_distance (paper, eq. 4)."""
-        distances = self.distances
-        u, v = np.nonzero((distances > 0) & (distances <= max_distance))
-        return u, v, distances[u, v]
+        return connected_pairs(self.distances, max_distance)
 
     def validate(self) -> None:
         """Raise :class:`InputError` if this is not a connected graph in topological order with sane parameters."""
@@ -222,55 +220,89 @@ def sort_edges(edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(set(edges), key=lambda edge: (edge[1], edge[0])))
 
 
-def shortest_paths(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return all shortest path lengths (n, n) uint8 of a graph in topological order (0 = none within 255 edges).
+Value = tuple[int, ...]
+"""A value of the network: the nodes whose output it is made of, ascending (one, or several where a join was dissolved)."""
 
-    One vectorized relaxation per edge: everything that reaches u reaches v with one step more.
+
+def union(values: Sequence[Value]) -> Value:
+    """Return the nodes of all values, each once."""
+    if len(values) == 1:
+        return values[0]
+    return tuple(sorted({node for value in values for node in value}))
+
+
+class Block(NamedTuple):
+    """A small graph with one input, to be inserted many times.
+
+    Attributes:
+        nodes: its nodes.
+        inputs: for each node the numbers of those that feed it, 0 being the block's input.
+        output: the nodes that its output is made of, in the same numbering.
+
     """
-    far = np.iinfo(np.uint16).max - 1
-    reach = np.full((n, n), far, dtype=np.uint16)  # reach[v, u]: from u to v
-    np.fill_diagonal(reach, 0)
-    for u, v in edges:  # sorted by v: row u is final
-        np.minimum(reach[v, : u + 1], reach[u, : u + 1] + 1, out=reach[v, : u + 1])
-    reach[reach > 255] = 0
-    return np.ascontiguousarray(reach.T.astype(np.uint8))
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    output: Value
+
+    def renamed(self, prefix: str) -> Block:
+        """Return the block with ``prefix`` in front of the names of its parameters."""
+        nodes = [
+            node._replace(parameters=tuple(p._replace(name=prefix + p.name) for p in node.parameters))
+            for node in self.nodes
+        ]
+        return self._replace(nodes=tuple(nodes))
 
 
 class GraphBuilder:
-    """Collect nodes and edges in any order that respects topology, then prune and contract them.
-
-    A *value* is the frozenset of nodes whose output it is made of: one node, or several where a join was dissolved.
-    """
+    """Collect nodes and edges in any order that respects topology, then prune and contract them."""
 
     def __init__(self) -> None:
         self._nodes: list[Node] = []
-        self._inputs: list[frozenset[int]] = []
+        self._inputs: list[Value] = []
 
-    def add(self, node: Node, *inputs: frozenset[int]) -> frozenset[int]:
+    def add(self, node: Node, *inputs: Value) -> Value:
         """Add a node fed by the given values; return its value."""
         self._nodes.append(node)
-        self._inputs.append(frozenset().union(*inputs))
-        return frozenset([len(self._nodes) - 1])
+        self._inputs.append(union(inputs))
+        return (len(self._nodes) - 1,)
 
-    def join(self, primitive: str, *inputs: frozenset[int]) -> frozenset[int]:
+    def join(self, primitive: str, *inputs: Value) -> Value:
         """Add a ``sum`` or ``concat`` node where two or more edges come in; otherwise pass the value on."""
-        joined: frozenset[int] = frozenset().union(*inputs)
+        joined = union(inputs)
         return self.add(Node(primitive=primitive), joined) if len(joined) > 1 else joined
 
-    def finish(
-        self, output: frozenset[int], *, num_classes: int, kept: Sequence[tuple[str, str]] = ()
-    ) -> ArchitectureGraph:
+    def block(self, output: Value) -> Block:
+        """Return everything behind the first node, which stands for the block's input."""
+        return Block(nodes=tuple(self._nodes[1:]), inputs=tuple(self._inputs[1:]), output=output)
+
+    def insert(self, block: Block, value: Value) -> Value:
+        """Add a block that is fed by ``value``; return the value of its output."""
+        before = len(self._nodes) - 1
+
+        def placed(numbers: Value) -> Value:
+            if len(numbers) == 1:
+                return (before + numbers[0],) if numbers[0] else value
+            return union([(before + i,) if i else value for i in numbers])
+
+        self._nodes += block.nodes
+        self._inputs += [placed(numbers) for numbers in block.inputs]
+        return placed(block.output)
+
+    def finish(self, output: Value, *, num_classes: int, kept: Sequence[tuple[str, str]] = ()) -> ArchitectureGraph:
         """Drop what does not reach ``output`` (a single node) and return the graph."""
-        alive = set(output)
-        for i in reversed(range(len(self._nodes))):
-            if i in alive:
-                alive |= self._inputs[i]
-        order = sorted(alive)
-        number = {old: new for new, old in enumerate(order)}
-        edges = [(number[u], number[v]) for v in order for u in self._inputs[v]]
+        alive = [False] * len(self._nodes)
+        for i in output:
+            alive[i] = True
+        for i in reversed(range(len(alive))):
+            if alive[i]:
+                for u in self._inputs[i]:
+                    alive[u] = True
+        living = list(itertools.compress(range(len(alive)), alive))
+        number = dict(zip(living, range(len(living)), strict=True))
         return ArchitectureGraph(
-            nodes=tuple(self._nodes[i] for i in order),
-            edges=sort_edges(edges),
+            nodes=tuple([self._nodes[i] for i in living]),
+            edges=tuple([(number[u], number[v]) for v in living for u in self._inputs[v]]),
             num_classes=num_classes,
             kept=tuple(kept),
         )

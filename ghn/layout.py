@@ -7,7 +7,7 @@ off the one :class:`Layout` computed here, so they can not disagree about which 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ghn.errors import InputError
 from ghn.genotype import ArchitectureSpec
@@ -17,11 +17,10 @@ Preprocess = Literal["conv", "factorized_reduce", "slice", "identity"]
 StemKind = Literal["plain", "double", "vit"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpLayout:
-    """One operation of a cell: position in the genotype, name, input state and stride (1 or 2)."""
+class OpLayout(NamedTuple):
+    """One operation of a cell: number in the genotype, name, input state and stride (1 or 2)."""
 
-    index: int
+    number: int
     op: str
     source: int
     stride: int
@@ -32,7 +31,6 @@ class CellLayout:
     """One cell.
 
     Attributes:
-        index: position in the network.
         reduction: whether the reduction cell's genotype applies.
         C: channels of every operation and of every state.
         in_channels: channels of the outputs of the cell before the previous one and of the previous one.
@@ -44,7 +42,6 @@ class CellLayout:
 
     """
 
-    index: int
     reduction: bool
     C: int
     in_channels: tuple[int, int]
@@ -94,38 +91,21 @@ def layout(spec: ArchitectureSpec, *, prune: bool = True) -> Layout:
     present = _present(spec)
     if not present[-1][-1]:
         raise InputError("architecture is invalid: no operation connects its input to its output")
-    needed = _needed(spec, present)
     stem: StemKind = "vit" if spec.is_vit else ("double" if spec.stem_type == 1 else "plain")
     stem_channels = 3 * spec.C if stem == "plain" and spec.preproc and not spec.large_images else spec.C
+    existing = _needed(spec, present) if prune else [_not_none(spec, i in spec.reductions) for i in range(spec.n_cells)]
 
     cells = []
+    kinds: dict[tuple[object, ...], CellLayout] = {}  # most cells of a network are alike
     C, out_channels, reduced = spec.C, (stem_channels, stem_channels), stem == "double"
     for i in range(spec.n_cells):
         reduction = i in spec.reductions
         C *= spec.C_mult if reduction else 1
-        edges, concat = spec.genotype.cell(reduction)
-        ops = tuple(
-            OpLayout(index=k, op=op, source=source, stride=2 if reduction and source < 2 and not spec.is_vit else 1)
-            for k, (op, source) in enumerate(edges)
-            if (op != "none" and not prune) or k in needed[i]
-        )
-        used = {op.source for op in ops}
-        cell = CellLayout(
-            index=i,
-            reduction=reduction,
-            C=C,
-            in_channels=out_channels,
-            preprocess=(
-                _preprocess(spec, after_reduction=reduced and not spec.is_vit) if 0 in used or not prune else None,
-                _preprocess(spec, after_reduction=False) if 1 in used or not prune else None,
-            ),
-            ops=ops,
-            concat=concat,
-            missing=frozenset(state for state in concat if state not in {2 + op.index // 2 for op in ops}),
-            live=bool(ops),
-        )
-        cells.append(cell)
-        out_channels = (out_channels[1], cell.out_channels)
+        kind = (reduction, C, out_channels, reduced, existing[i])
+        if kind not in kinds:
+            kinds[kind] = _cell(spec, reduction, C, out_channels, reduced, existing[i], prune)
+        cells.append(kinds[kind])
+        out_channels = (out_channels[1], kinds[kind].out_channels)
         reduced = reduction
     map_size = _final_map_size(spec)
     return Layout(
@@ -139,21 +119,64 @@ def layout(spec: ArchitectureSpec, *, prune: bool = True) -> Layout:
     )
 
 
-def _present(spec: ArchitectureSpec) -> list[list[bool]]:
+def is_connected(spec: ArchitectureSpec) -> bool:
+    """Return whether anything connects a specification's input to its output; :func:`layout` needs that."""
+    return _present(spec)[-1][-1]
+
+
+def _cell(
+    spec: ArchitectureSpec,
+    reduction: bool,
+    C: int,
+    in_channels: tuple[int, int],
+    after_reduction: bool,
+    existing: frozenset[int],
+    prune: bool,
+) -> CellLayout:
+    edges, concat = spec.genotype.cell(reduction)
+    strides = reduction and not spec.is_vit
+    ops = tuple(
+        [
+            OpLayout(k, op, source, 2 if strides and source < 2 else 1)
+            for k, (op, source) in enumerate(edges)
+            if k in existing
+        ]
+    )
+    used, made = {op.source for op in ops}, {2 + op.number // 2 for op in ops}
+    return CellLayout(
+        reduction=reduction,
+        C=C,
+        in_channels=in_channels,
+        preprocess=(
+            _preprocess(spec, after_reduction=after_reduction and not spec.is_vit) if 0 in used or not prune else None,
+            _preprocess(spec, after_reduction=False) if 1 in used or not prune else None,
+        ),
+        ops=ops,
+        concat=concat,
+        missing=frozenset(concat) - made,
+        live=bool(ops),
+    )
+
+
+def _present(spec: ArchitectureSpec) -> list[tuple[bool, ...]]:
     """For each cell, whether each state exists (inputs, steps) and, last, whether the cell has an output."""
-    rows: list[list[bool]] = []
-    outputs = [True, True]
+    rows: list[tuple[bool, ...]] = []
+    known: dict[tuple[bool, bool, bool], tuple[bool, ...]] = {}
+    previous = current = True
     for i in range(spec.n_cells):
-        edges, concat = spec.genotype.cell(i in spec.reductions)
-        states = outputs[-2:]
-        for k in range(0, len(edges), 2):
-            states.append(any(op != "none" and states[source] for op, source in edges[k : k + 2]))
-        outputs.append(any(states[state] for state in concat))
-        rows.append([*states, outputs[-1]])
+        kind = (i in spec.reductions, previous, current)
+        if kind not in known:
+            edges, concat = spec.genotype.cell(kind[0])
+            states = [previous, current]
+            for (op0, source0), (op1, source1) in zip(edges[::2], edges[1::2], strict=True):
+                states.append((op0 != "none" and states[source0]) or (op1 != "none" and states[source1]))
+            known[kind] = (*states, any(states[state] for state in concat))
+        rows.append(known[kind])
+        previous, current = current, known[kind][-1]
     return rows
 
 
-def _needed(spec: ArchitectureSpec, present: list[list[bool]]) -> list[set[int]]:
+def _needed(spec: ArchitectureSpec, present: list[tuple[bool, ...]]) -> list[frozenset[int]]:
     """For each cell, the positions of the operations whose result exists and reaches the output."""
     needed: list[set[int]] = [set() for _ in range(spec.n_cells)]
     wanted = [False] * (spec.n_cells + 2)  # outputs that somebody reads, shifted by the two stem outputs
@@ -171,7 +194,11 @@ def _needed(spec: ArchitectureSpec, present: list[list[bool]]) -> list[set[int]]
                     wanted[i + source] = True
                 else:
                     states.add(source)
-    return needed
+    return [frozenset(positions) for positions in needed]
+
+
+def _not_none(spec: ArchitectureSpec, reduction: bool) -> frozenset[int]:
+    return frozenset(k for k, (op, _) in enumerate(spec.genotype.cell(reduction)[0]) if op != "none")
 
 
 def _uses_second_stem(cells: list[CellLayout]) -> bool:

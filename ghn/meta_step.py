@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ghn.architecture import Architecture
 from ghn.graph import ArchitectureGraph
-from ghn.prediction import run_network
 
 Predictor = Callable[[Sequence[ArchitectureGraph]], list[dict[str, Tensor]]]
 
@@ -91,8 +90,7 @@ def meta_step(
         images_NCHW = batch[0].to(memory_format=torch.channels_last)  # much faster depthwise convolutions on CPUs
         labels_N = batch[1]
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in prediction.items()}
-        network = architecture.skeleton.train()
-        logits = run_network(network, leaves, images_NCHW)
+        logits = architecture.run(leaves, images_NCHW, training=True)
         loss = F.cross_entropy(logits, labels_N, label_smoothing=label_smoothing)
         if not torch.isfinite(loss):
             skipped.append((architecture.label, "non-finite loss"))

@@ -170,7 +170,7 @@ class Cell(nn.Module):
                 self.add_module(name, FactorizedReduce(c_in, cell.C, norm))
             elif kind is not None:
                 self.add_module(name, Slice() if kind == "slice" else nn.Identity())
-        self._ops = nn.ModuleDict({str(op.index): _build_op(op, cell.C, norm) for op in cell.ops})
+        self._ops = nn.ModuleDict({str(op.number): _build_op(op, cell.C, norm) for op in cell.ops})
 
     def forward(self, input0: Tensor | None, input1: Tensor | None) -> Tensor | None:
         if not self.layout.live:
@@ -180,8 +180,8 @@ class Cell(nn.Module):
             if self.layout.preprocess[state] is not None and value is not None:
                 states[state] = self.get_submodule(f"preprocess{state}")(value)
         for op in self.layout.ops:
-            result = self._ops[str(op.index)](states[op.source])
-            target = 2 + op.index // 2
+            result = self._ops[str(op.number)](states[op.source])
+            target = 2 + op.number // 2
             states[target] = states[target] + result if target in states else result
         present = [state for state in self.layout.concat if state in states]
         if len(present) == len(self.layout.concat) == 1:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghn.errors import InputError
-from ghn.graph import ArchitectureGraph, Node
+from ghn.graph import ArchitectureGraph, Node, ParameterRole
 from ghn.hypernet import GHN
 
 
@@ -87,22 +86,10 @@ def predict(
 
 def _without_classifier(graph: ArchitectureGraph, num_classes: int) -> ArchitectureGraph:
     """Turn the classifier into ordinary layers."""
-    ordinary = {"class_weight": "weight", "class_bias": "bias"}
+    ordinary: dict[str, ParameterRole] = {"class_weight": "weight", "class_bias": "bias"}
 
     def change(node: Node) -> Node:
-        parameters = tuple(
-            dataclasses.replace(p, role=ordinary[p.role]) if p.role in ordinary else p  # type: ignore[arg-type]
-            for p in node.parameters
-        )
-        return dataclasses.replace(node, parameters=parameters)
+        parameters = tuple(p._replace(role=ordinary[p.role]) if p.role in ordinary else p for p in node.parameters)
+        return node._replace(parameters=parameters)
 
     return dataclasses.replace(graph, nodes=tuple(change(node) for node in graph.nodes), num_classes=num_classes)
-
-
-def run_network(network: nn.Module, parameters: Mapping[str, Tensor], images_NCHW: Tensor) -> Tensor:
-    """Return the logits (N, classes) of a network run with the given parameters instead of its own.
-
-    The network may be built on the meta device; its own parameters are not changed.
-    """
-    logits: Tensor = torch.func.functional_call(network, dict(parameters), (images_NCHW,))
-    return logits

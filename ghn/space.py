@@ -16,7 +16,7 @@ import numpy as np
 
 from ghn.errors import InputError
 from ghn.genotype import IMAGENET_IMAGE_SIZE, OPS, PARAMETER_FREE_OPS, ArchitectureSpec, Edge, Genotype
-from ghn.layout import Layout, layout
+from ghn.layout import CellLayout, Layout, is_connected, layout
 
 GENERATOR_VERSION = 1
 """Raised whenever the same (split, seed, index) would give another specification; stored in shard manifests."""
@@ -102,7 +102,7 @@ def sample_spec(
     rng = np.random.default_rng([zlib.crc32(split.encode()), seed, index])
     for _ in range(_MAX_TRIES):
         base = _draw(rng, rules)
-        if _acceptable(base, rules):
+        if _acceptable(base, rules.max_parameters):
             break
     else:
         raise RuntimeError(f"no acceptable {split} architecture in {_MAX_TRIES} tries: the rules contradict each other")
@@ -127,12 +127,20 @@ def count_parameters(net: Layout) -> int:
             total += spec.C * spec.C * 9 + norm * spec.C
     else:
         total = net.stem_channels * 3 * spec.ks**2 + norm * net.stem_channels
-    for cell in net.cells:
-        for kind, c_in in zip(cell.preprocess, cell.in_channels, strict=True):
-            if kind in ("conv", "factorized_reduce"):
-                total += c_in * cell.C + norm * cell.C
-        total += sum(_op_parameters(op.op, op.stride, cell.C, norm) for op in cell.ops)
+    of_kind: dict[int, int] = {}
+    for cell in net.cells:  # equal cells of a layout are one object
+        if id(cell) not in of_kind:
+            of_kind[id(cell)] = _cell_parameters(cell, norm)
+        total += of_kind[id(cell)]
     return total + sum((fan_in + 1) * fan_out for fan_in, fan_out in itertools.pairwise(net.head))
+
+
+def _cell_parameters(cell: CellLayout, norm: int) -> int:
+    total = sum(_op_parameters(op.op, op.stride, cell.C, norm) for op in cell.ops)
+    for kind, c_in in zip(cell.preprocess, cell.in_channels, strict=True):
+        if kind in ("conv", "factorized_reduce"):
+            total += c_in * cell.C + norm * cell.C
+    return total
 
 
 def _op_parameters(op: str, stride: int, C: int, norm: int) -> int:
@@ -207,7 +215,7 @@ def _draw_cell(rng: np.random.Generator, steps: int, ops: Sequence[str]) -> tupl
     return tuple(edges)
 
 
-def _acceptable(spec: ArchitectureSpec, rules: SplitRules) -> bool:
+def _acceptable(spec: ArchitectureSpec, cap: int) -> bool:
     genotype = spec.genotype
     if not any("conv" in op or op in ("cse", "msa") for op in genotype.ops):
         return False
@@ -217,12 +225,9 @@ def _acceptable(spec: ArchitectureSpec, rules: SplitRules) -> bool:
         names = [op for op, _ in edges]
         if names.count("cse") > 1 or names.count("conv_5x5") + names.count("conv_7x7") > 1:
             return False
-    try:
-        layout(spec)
-    except InputError:  # nothing connects input and output
+    if not is_connected(spec):
         return False
-    sizes = (_CIFAR_IMAGE_SIZE, IMAGENET_IMAGE_SIZE)
-    return all(_cap_count(dataclasses.replace(spec, image_size=size)) <= rules.max_parameters for size in sizes)
+    return max(_cap_count(spec), _cap_count(dataclasses.replace(spec, image_size=IMAGENET_IMAGE_SIZE))) <= cap
 
 
 def _cap_count(spec: ArchitectureSpec) -> int:

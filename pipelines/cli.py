@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from pipelines.process import tune_process
+
 PATH = click.Path(path_type=Path)
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _TRACKING = click.option(
@@ -36,10 +38,7 @@ def _example(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Predict neural network parameters with Graph HyperNetworks: shard, meta-train, register, evaluate, predict."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait stall on busy machines
-    os.environ.setdefault(
-        "THP_MEM_ALLOC_ENABLE", "1"
-    )  # torch asks for huge pages: large predictions take half the time
+    tune_process()
     if os.environ.get("GHN_S3") and context.invoked_subcommand != "s3":
         from pipelines import embedded_s3
 

@@ -1,19 +1,23 @@
-"""A plain, slow transcription of GHN-2's equations, to compare the fast code with.
+"""A plain, slow transcription of GHN-2's equations, to compare the fast code with: its results and its speed.
 
-One node after another, one edge after another; full-size decoding, then slicing and tiling. It shares nothing with the
-package but the weights and the graph.
+It works as the published code does. All graphs of a meta-batch advance one node position at a time; messages are computed
+for each edge; parameters are decoded together if they have one kernel size, with all channels, and then sliced, tiled and
+normalized one by one. It shares nothing with the package but the weights and the graphs.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ghn import GHN, ArchitectureGraph
-from ghn.graph import PRIMITIVES
+from ghn.graph import PRIMITIVES, Parameter
 
 
 def _mlp(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -24,8 +28,8 @@ def _mlp(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 def _gru(weights: dict[str, Tensor], x: Tensor, h: Tensor) -> Tensor:
     gi = x @ weights["gnn.gru.weight_ih"].T + weights["gnn.gru.bias_ih"]
     gh = h @ weights["gnn.gru.weight_hh"].T + weights["gnn.gru.bias_hh"]
-    i_r, i_z, i_n = gi.chunk(3)
-    h_r, h_z, h_n = gh.chunk(3)
+    i_r, i_z, i_n = gi.chunk(3, dim=-1)
+    h_r, h_z, h_n = gh.chunk(3, dim=-1)
     r, z = torch.sigmoid(i_r + h_r), torch.sigmoid(i_z + h_z)
     return (1 - z) * torch.tanh(i_n + r * h_n) + z * h
 
@@ -58,30 +62,60 @@ def _embed(hypernet: GHN, weights: dict[str, Tensor], graph: ArchitectureGraph, 
     return weights["embed.weight"][PRIMITIVES.index(node.primitive)] + torch.cat(parts)
 
 
-def states(hypernet: GHN, graph: ArchitectureGraph) -> Tensor:
-    """Node states (N, d) behind the graph network."""
+def embeddings(hypernet: GHN, graphs: Sequence[ArchitectureGraph]) -> Tensor:
+    """Initial node states (N, d) of all graphs."""
+    weights = dict(hypernet.named_parameters())
+    return torch.stack([_embed(hypernet, weights, graph, i) for graph in graphs for i in range(len(graph))])
+
+
+def edges(graphs: Sequence[ArchitectureGraph], most: int = 50) -> Tensor:
+    """(source, target, distance, graph) of all pairs of nodes that are up to ``most`` steps apart, (E, 4)."""
+    rows = []
+    for g, graph in enumerate(graphs):
+        paths = torch.tensor(_shortest_paths(graph))
+        pairs = ((paths >= 1) & (paths <= most)).nonzero()
+        rows.append(torch.cat([pairs, paths[pairs[:, 0], pairs[:, 1]][:, None], torch.full((len(pairs), 1), g)], dim=1))
+    return torch.cat(rows)
+
+
+def message_passing(hypernet: GHN, states_Nd: Tensor, edges_E4: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Both sweeps of the gated graph network over graphs of the given sizes; returns the new states (N, d)."""
     weights, config = dict(hypernet.named_parameters()), hypernet.config
-    n = len(graph)
-    h = [_embed(hypernet, weights, graph, i) for i in range(n)]
+    offsets = torch.tensor([0, *itertools.accumulate(sizes)])
+    graph_of = edges_E4[:, 3]
+    h = states_Nd.clone()
+    for forward in (True, False):
+        source, target = (edges_E4[:, 0], edges_E4[:, 1]) if forward else (edges_E4[:, 1], edges_E4[:, 0])
+        # Edges by the position at which they end, so that finding them costs the loop nothing.
+        by_position = torch.argsort(target, stable=True).split(torch.bincount(target, minlength=max(sizes)).tolist())
+        for position in range(max(sizes)) if forward else range(max(sizes) - 1, -1, -1):
+            here = (position < offsets.diff()).nonzero()[:, 0]
+            m = states_Nd.new_zeros(len(sizes), config.hid)
+            ending = by_position[position]
+            if len(ending):
+                sources = h[source[ending] + offsets[graph_of[ending]]]
+                near = edges_E4[ending, 2] == 1
+                m = m.index_add(0, graph_of[ending[near]], _mlp(weights, "gnn.mlp", sources[near]))
+                if config.ve:
+                    far = _mlp(weights, "gnn.mlp_ve", sources) / edges_E4[ending, 2:3]
+                    m = m.index_add(0, graph_of[ending], far)
+            nodes = offsets[here] + position
+            h[nodes] = _gru(weights, m[here], h[nodes])
+    return h
+
+
+def states(hypernet: GHN, graphs: Sequence[ArchitectureGraph], edges_E4: Tensor | None = None) -> Tensor:
+    """Node states (N, d) behind the graph network; edges are found anew unless they are given."""
+    weights, config = dict(hypernet.named_parameters()), hypernet.config
+    h = embeddings(hypernet, graphs)
     if config.hypernet == "mlp":
-        h = [_mlp(weights, "gnn", x) for x in h]
+        h = _mlp(weights, "gnn", h)
     else:
-        paths = _shortest_paths(graph)
-        for order in (range(n), range(n - 1, -1, -1)):
-            forward = order.step == 1
-            for v in order:
-                m = torch.zeros_like(h[v])
-                for u in range(n):
-                    s = paths[u][v] if forward else paths[v][u]
-                    if s == 1:
-                        m = m + _mlp(weights, "gnn.mlp", h[u])
-                    if config.ve and 1 <= s <= 50:
-                        m = m + _mlp(weights, "gnn.mlp_ve", h[u]) / s
-                h[v] = _gru(weights, m, h[v])
-    stacked = torch.stack(h)
+        edges_E4 = edges(graphs) if edges_E4 is None else edges_E4
+        h = message_passing(hypernet, h, edges_E4, [len(graph) for graph in graphs])
     if config.layernorm:
-        stacked = F.layer_norm(stacked, (config.hid,), weights["ln.weight"], weights["ln.bias"])
-    return stacked
+        h = F.layer_norm(h, (config.hid,), weights["ln.weight"], weights["ln.bias"])
+    return h
 
 
 def _shortest_paths(graph: ArchitectureGraph) -> list[list[int]]:
@@ -103,45 +137,60 @@ def _shortest_paths(graph: ArchitectureGraph) -> list[list[int]]:
 
 def _repeat(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     for dim, size in enumerate(shape):
-        index = torch.arange(size) % tensor.shape[dim]
-        tensor = tensor.index_select(dim, index)
+        have = tensor.shape[dim]
+        if size > have:
+            tensor = tensor.repeat([-(-size // have) if d == dim else 1 for d in range(tensor.ndim)])
+        tensor = tensor.narrow(dim, 0, size)
     return tensor
 
 
-def predict(hypernet: GHN, graph: ArchitectureGraph) -> dict[str, Tensor]:
-    """All parameters of one network."""
+def predict(
+    hypernet: GHN, graphs: Sequence[ArchitectureGraph], edges_E4: Tensor | None = None
+) -> list[dict[str, Tensor]]:
+    """All parameters of the networks of a meta-batch."""
+    return decode(hypernet, graphs, states(hypernet, graphs, edges_E4))
+
+
+def decode(hypernet: GHN, graphs: Sequence[ArchitectureGraph], h: Tensor) -> list[dict[str, Tensor]]:
+    """All parameters, from the node states (N, d)."""
     weights, config = dict(hypernet.named_parameters()), hypernet.config
     big_out, big_in, k, _ = config.max_shape
-    width = max(big_out, big_in)
-    d, h = config.hid, states(hypernet, graph)
-    result = {}
-    for i, node in enumerate(graph.nodes):
-        if not node.parameters:
-            continue
-        x = torch.relu(h[i] @ weights["decoder.fc.0.weight"].T + weights["decoder.fc.0.bias"]).view(1, 4 * d, k, k)
-        x = torch.relu(F.conv2d(x, weights["decoder.conv.0.weight"], weights["decoder.conv.0.bias"]))
-        x = F.conv2d(x, weights["decoder.conv.2.weight"], weights["decoder.conv.2.bias"])
-        full = x.view(big_out, big_in, k, k)
-        y = torch.relu(h[i] @ weights["decoder_1d.fc.0.weight"].T + weights["decoder_1d.fc.0.bias"])
-        rows = (y @ weights["decoder_1d.fc.2.weight"].T + weights["decoder_1d.fc.2.bias"]).view(2, width)
-        for parameter in node.parameters:
-            shape, role = parameter.shape, parameter.role
-            if role == "class_weight":
+    d = config.hid
+    nodes = [(g, node) for g, graph in enumerate(graphs) for node in graph.nodes]
+    slots = [(i, g, p) for i, (g, node) in enumerate(nodes) for p in node.parameters]
+    kinds: dict[tuple[object, ...], list[tuple[int, int, Parameter]]] = defaultdict(list)
+    for slot in slots:
+        shape, role = (*slot[2].shape, 1, 1)[:4], slot[2].role
+        vector = role in ("bias", "norm_weight", "class_bias")
+        kinds[("vector",) if vector else (role == "class_weight", min(shape[2], k), min(shape[3], k))].append(slot)
+    result: list[dict[str, Tensor]] = [{} for _ in graphs]
+    for kind, members in kinds.items():
+        x = h[[i for i, _, _ in members]]
+        if kind == ("vector",):
+            y = torch.relu(x @ weights["decoder_1d.fc.0.weight"].T + weights["decoder_1d.fc.0.bias"])
+            decoded = y @ weights["decoder_1d.fc.2.weight"].T + weights["decoder_1d.fc.2.bias"]
+            decoded = decoded.view(len(members), 2, max(big_out, big_in))
+        else:
+            is_class, kh, kw = kind
+            x = torch.relu(x @ weights["decoder.fc.0.weight"].T + weights["decoder.fc.0.bias"])
+            x = x.view(-1, 4 * d, k, k)[:, :, :kh, :kw]
+            x = torch.relu(F.conv2d(x, weights["decoder.conv.0.weight"], weights["decoder.conv.0.bias"]))
+            x = F.conv2d(x, weights["decoder.conv.2.weight"], weights["decoder.conv.2.bias"])
+            decoded = x.view(-1, big_out, big_in, kh, kw)
+            if is_class:
                 predictor = weights["decoder.class_layer_predictor.1.weight"]
-                head = F.conv2d(
-                    torch.relu(full[None, :, :, 0, :1]), predictor, weights["decoder.class_layer_predictor.1.bias"]
-                )
-                tensor = _repeat(head[0, :, :, 0], shape)
-            elif role == "class_bias":
-                tensor = torch.relu(rows[1]) @ weights["bias_class.1.weight"].T + weights["bias_class.1.bias"]
+                bias = weights["decoder.class_layer_predictor.1.bias"]
+                decoded = F.conv2d(torch.relu(decoded[:, :, :, 0, :1]), predictor, bias).unsqueeze(-1)
+        for full, (_, g, parameter) in zip(decoded, members, strict=True):
+            shape, role = parameter.shape, parameter.role
+            if role == "class_bias":
+                tensor = torch.relu(full[1]) @ weights["bias_class.1.weight"].T + weights["bias_class.1.bias"]
             elif role in ("bias", "norm_weight"):
-                tensor = _repeat(rows[1 if role == "bias" else 0], shape)
+                tensor = _repeat(full[1 if role == "bias" else 0], shape)
             else:
                 tensor = _repeat(full, (*shape, 1, 1)[:4]).reshape(shape)
-            if config.weight_norm:
-                tensor = _normalize(tensor, role)
-            result[parameter.name] = tensor
-    return result
+            result[g][parameter.name] = _normalize(tensor, role) if config.weight_norm else tensor
+    return [{p.name: result[g][p.name] for p in graph.parameters} for g, graph in enumerate(graphs)]
 
 
 def _normalize(tensor: Tensor, role: str) -> Tensor:

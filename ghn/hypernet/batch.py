@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ghn.graph import PRIMITIVE_ID, ArchitectureGraph
+from ghn.compiled import compiled
+from ghn.graph import MAX_VIRTUAL_DISTANCE, PRIMITIVE_ID, ArchitectureGraph
 from ghn.hypernet.embedding import ShapeTable
 
 
@@ -91,19 +93,18 @@ class GraphBatch:
         )
 
     def schedule(self, *, reverse: bool) -> Schedule:
-        """Return the sweep from inputs to outputs, or with all edges reversed."""
-        u, v, weights, offsets = self._edges
-        sources, targets = (v, u) if reverse else (u, v)
-        total = len(self.primitives)
-        order = np.argsort(targets, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(np.bincount(targets, minlength=total))])
+        """Return the sweep from inputs to outputs, or with all edges reversed (compiled: it takes as long as the sweep)."""
+        total, most = len(self.primitives), MAX_VIRTUAL_DISTANCE if self.virtual_edges else 0
+        matrices = [graph.distances if reverse else np.ascontiguousarray(graph.distances.T) for graph in self.graphs]
+        count = sum(count_edges(matrix, most) for matrix in matrices)
+        starts = np.zeros(total + 1, dtype=np.int64)
+        sources, weights = np.empty(count, dtype=np.int64), np.empty(count)
+        first = 0
+        for matrix in matrices:
+            fill_schedule(matrix, most, first, total, starts, sources, weights)
+            first += len(matrix)
         nodes = np.arange(total)
-        return Schedule(
-            order=nodes[::-1].copy() if reverse else nodes,
-            starts=starts,
-            sources=(sources + offsets)[order],
-            weights=weights[order],
-        )
+        return Schedule(order=nodes[::-1].copy() if reverse else nodes, starts=starts, sources=sources, weights=weights)
 
     def levels(self, *, reverse: bool) -> tuple[Level, ...]:
         """Return the same sweep level by level, on the device of the node features."""
@@ -132,6 +133,32 @@ class GraphBatch:
                 offsets.append(np.full(len(u), total, dtype=np.int64))
             start += len(graph)
         return np.concatenate(us), np.concatenate(vs), np.concatenate(weights), np.concatenate(offsets)
+
+
+@compiled
+def count_edges(distances: Any, most: int) -> int:
+    """Count the messages along real and virtual edges in a matrix of distances (targets, sources)."""
+    count = 0
+    for target in range(len(distances)):
+        for source in range(len(distances)):
+            count += (distances[target, source] == 1) + (1 <= distances[target, source] <= most)
+    return count
+
+
+@compiled
+def fill_schedule(distances: Any, most: int, first: int, total: int, starts: Any, sources: Any, weights: Any) -> None:
+    """Write the edges of one graph, whose nodes are numbered from ``first``, behind those of the graphs before it."""
+    end = starts[first]
+    for target in range(len(distances)):
+        for source in range(len(distances)):
+            if distances[target, source] == 1:
+                sources[end], weights[end] = first + source, 1
+                end += 1
+        for source in range(len(distances)):
+            if 1 <= distances[target, source] <= most:
+                sources[end], weights[end] = total + first + source, 1 / distances[target, source]
+                end += 1
+        starts[first + target + 1] = end
 
 
 def _levels(

@@ -8,13 +8,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Shape = tuple[int, int, int, int]
+from ghn.hypernet.assemble import AssembleWeights, Group, Shape
+
+
+class WeightSlot(NamedTuple):
+    """A parameter to decode: the node that it belongs to, the factor of its normalization, its shape."""
+
+    node: int
+    scale: float
+    shape: Shape
+
+
+class _Taps(NamedTuple):
+    """Rows to decode: the taps of one kernel for a node, and a factor."""
+
+    node: int
+    kernel: tuple[int, int]
+    scale: float
 
 
 class ConvDecoder(nn.Module):
@@ -29,57 +46,71 @@ class ConvDecoder(nn.Module):
         )
         self.class_layer_predictor = nn.Sequential(nn.ReLU(), nn.Conv2d(self.out, num_classes, 1))
 
-    def forward(self, states_Nd: Tensor, pieces: Sequence[tuple[Sequence[int], Shape]]) -> list[Tensor]:
-        """Decode many pieces at once.
+    def forward(
+        self, states_Nd: Tensor, weights: Sequence[WeightSlot], classifiers: Sequence[WeightSlot]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Decode weights, and classifiers' weights, from the states of their nodes; each gets its shape.
 
         The first layer runs once for each kernel size, the second once for all, the third once for each number of
-        channels: each run slices the weights, which costs more than the products themselves.
-
-        Args:
-            states_Nd: node states.
-            pieces: (node numbers, shape (out, in, kh, kw), at most the largest one in every dimension).
-
-        Returns:
-            For each piece (its number of nodes, out, in, kh, kw).
+        channels, so that slices of the layers' weights are made as seldom as possible.
         """
-        hidden = self._expand(states_Nd, pieces)
-        by_channels: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, (_, (out, fan_in, _, _)) in enumerate(pieces):
-            by_channels[out, fan_in].append(i)
+        pieces = [self.piece(slot.shape) for slot in weights]
+        members: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
+        for i, (out, fan_in, *kernel) in enumerate(pieces):
+            members[out, fan_in, kernel == [1, 1]].append(i)
+        order = [i for key in sorted(members) for i in members[key]]
+        groups = [
+            Group(
+                channels=key[:2],
+                kernels=tuple([pieces[i][2:] for i in members[key]]),
+                shapes=tuple([weights[i].shape for i in members[key]]),
+            )
+            for key in sorted(members)
+        ]
+        rows = [_Taps(weights[i].node, pieces[i][2:], weights[i].scale) for i in order]
+        rows += [_Taps(slot.node, (1, 1), 1.0) for slot in classifiers]
+        hidden = self._hidden(states_Nd, rows)
+        hidden, hidden_classifiers = hidden.split([len(hidden) - len(classifiers), len(classifiers)])
         last = cast(nn.Conv2d, self.conv[2])
-        weight, bias = last.weight.view(self.out, self.fan_in, -1), cast(Tensor, last.bias).view(self.out, self.fan_in)
-        decoded: dict[int, Tensor] = {}
-        for (out, fan_in), members in by_channels.items():
-            rows, row_bias = weight[:out, :fan_in].flatten(0, 1), bias[:out, :fan_in].flatten()
-            values = F.linear(torch.cat([hidden[i] for i in members]), rows, row_bias)
-            for i, part in zip(members, values.split([len(hidden[i]) for i in members]), strict=True):
-                nodes, (_, _, kh, kw) = pieces[i]
-                decoded[i] = part.view(len(nodes), kh, kw, out, fan_in).permute(0, 3, 4, 1, 2)
-        return [decoded[i] for i in range(len(pieces))]
+        weight = torch.cat([last.weight.flatten(1), cast(Tensor, last.bias)[:, None]], dim=1)  # beside the factors
+        tensors = ()
+        if groups:
+            tensors = AssembleWeights.apply(groups, hidden, weight.view(self.out, self.fan_in, -1))
+        position = {i: at for at, i in enumerate(order)}
+        class_weights = []
+        if classifiers:
+            decoded = F.linear(hidden_classifiers, weight).view(-1, self.out, self.fan_in, 1)
+            decoded = self.class_layer_predictor(decoded).unsqueeze(-1)
+            class_weights = [
+                tile(tensor * slot.scale, slot.shape) for slot, tensor in zip(classifiers, decoded, strict=True)
+            ]
+        return [tensors[position[i]] for i in range(len(weights))], class_weights
 
-    def _expand(self, states_Nd: Tensor, pieces: Sequence[tuple[Sequence[int], Shape]]) -> list[Tensor]:
-        """The first two layers; returns for each piece (nodes x taps, 8d)."""
+    def piece(self, shape: Shape) -> Shape:
+        """Size of the piece that is decoded for a shape."""
+        out, fan_in, kh, kw = shape
+        return min(out, self.out), min(fan_in, self.fan_in), min(kh, self.kernel), min(kw, self.kernel)
+
+    def _hidden(self, states_Nd: Tensor, slots: Sequence[_Taps]) -> Tensor:
+        """Return the first two layers' result, and a one for the third layer's bias, times the factors: (rows, 8d + 1)."""
         by_kernel: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, (_, (_, _, kh, kw)) in enumerate(pieces):
-            by_kernel[kh, kw].append(i)
+        for i, slot in enumerate(slots):
+            by_kernel[slot.kernel].append(i)
         fc, conv = cast(nn.Linear, self.fc[0]), cast(nn.Conv2d, self.conv[0])
-        hid = states_Nd.shape[1]
-        weight, bias = fc.weight.view(-1, self.kernel, self.kernel, hid), fc.bias.view(-1, self.kernel, self.kernel)
-        expanded, order, sizes = [], [], []
+        weight = fc.weight.view(-1, self.kernel, self.kernel, states_Nd.shape[1]).permute(1, 2, 0, 3).contiguous()
+        bias = fc.bias.view(-1, self.kernel, self.kernel).permute(1, 2, 0).contiguous()
+        taps = np.array([slot.kernel[0] * slot.kernel[1] for slot in slots])
+        first = np.cumsum(taps) - taps
+        expanded, rows = [], []
         for (kh, kw), members in by_kernel.items():
-            nodes = [node for i in members for node in pieces[i][0]]
-            taps = weight[:, :kh, :kw].permute(1, 2, 0, 3).flatten(0, 2)
-            x = F.relu(F.linear(states_Nd[nodes], taps, bias[:, :kh, :kw].permute(1, 2, 0).flatten()))
-            expanded.append(x.view(len(nodes) * kh * kw, -1))
-            order += members
-            sizes += [len(pieces[i][0]) * kh * kw for i in members]
-        y = F.relu(F.linear(torch.cat(expanded), conv.weight.flatten(1), conv.bias))
-        parts = dict(zip(order, y.split(sizes), strict=True))
-        return [parts[i] for i in range(len(pieces))]
-
-    def class_weight(self, decoded_NOI11: Tensor) -> Tensor:
-        """Turn a 1x1 piece with all outputs (N, out, in, 1, 1) into a classifier's weight (N, num_classes, in, 1, 1)."""
-        return self.class_layer_predictor(decoded_NOI11[..., 0]).unsqueeze(-1)
+            nodes = torch.tensor([slots[i].node for i in members], device=states_Nd.device)
+            layer, offset = weight[:kh, :kw].flatten(0, 2), bias[:kh, :kw].flatten()
+            expanded.append(F.linear(states_Nd[nodes], layer, offset).view(len(members) * kh * kw, -1))
+            rows.append((first[members][:, None] + np.arange(kh * kw)).ravel())
+        source = torch.from_numpy(np.argsort(np.concatenate(rows))).to(states_Nd.device)
+        hidden = F.relu(F.linear(F.relu(torch.cat(expanded)[source]), conv.weight.flatten(1), conv.bias))
+        factors = hidden.new_tensor(np.repeat([slot.scale for slot in slots], taps))[:, None]
+        return torch.cat([hidden * factors, factors], dim=1)
 
 
 class VectorDecoder(nn.Module):

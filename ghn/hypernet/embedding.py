@@ -22,6 +22,7 @@ class ShapeTable:
         channels = {1, 3, num_classes, *range(8, 57, 8), *range(64, 4081, 16), *range(4096, 8193, 32)}
         self.channels = sorted(channels)
         self.spatial = sorted({*range(1, max(12, max_kernel), 2), 14, 16})
+        self._known: dict[tuple[int, ...] | None, tuple[int, int, int, int]] = {}
 
     def channel_row(self, channels: int) -> int:
         """Row of a channel count (>= 1); 4 to 7 channels count as 8."""
@@ -31,8 +32,13 @@ class ShapeTable:
         """Row of a kernel or map size (>= 1); 2 counts as 3."""
         return _nearest(self.spatial, 3 if size == 2 else size)
 
-    def rows(self, shape: Sequence[int] | None) -> tuple[int, int, int, int]:
+    def rows(self, shape: tuple[int, ...] | None) -> tuple[int, int, int, int]:
         """Rows (out, in, kh, kw) of a tensor shape with up to 5 dimensions, or of no shape."""
+        if shape not in self._known:
+            self._known[shape] = self._look_up(shape)
+        return self._known[shape]
+
+    def _look_up(self, shape: tuple[int, ...] | None) -> tuple[int, int, int, int]:
         if shape is None:
             return len(self.channels), len(self.channels), len(self.spatial), len(self.spatial)
         out, fan_in, kh, kw = canonical_shape(shape)

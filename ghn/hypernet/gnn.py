@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghn.hypernet import sweep
+from ghn import compiled
 from ghn.hypernet.batch import GraphBatch, Level
+from ghn.hypernet.sweep import GatedSweep
 
 
 class MLP(nn.Module):
@@ -50,7 +51,7 @@ class GatedGNN(nn.Module):
 
     def forward(self, states_Nd: Tensor, batch: GraphBatch) -> Tensor:
         """Return the node states (N, d) after both sweeps."""
-        if sweep.AVAILABLE and states_Nd.device.type == "cpu":
+        if compiled.AVAILABLE and states_Nd.device.type == "cpu":
             return self.sweep_nodes(self.sweep_nodes(states_Nd, batch, reverse=False), batch, reverse=True)
         states_Nd = self.sweep_levels(states_Nd, batch.levels(reverse=False))
         return self.sweep_levels(states_Nd, batch.levels(reverse=True))
@@ -63,7 +64,7 @@ class GatedGNN(nn.Module):
         ]
         recurrent = F.linear(states_Nd, gru.weight_hh, gru.bias_hh)
         schedule = batch.schedule(reverse=reverse)
-        result: Tensor = sweep.GatedSweep.apply(schedule, states_Nd, recurrent, gru.weight_ih, gru.bias_ih, *stacked)
+        result: Tensor = GatedSweep.apply(schedule, states_Nd, recurrent, gru.weight_ih, gru.bias_ih, *stacked)
         return result
 
     def sweep_levels(self, states_Nd: Tensor, levels: tuple[Level, ...]) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ from ghn.errors import InputError
 from ghn.graph import ArchitectureGraph, Parameter
 from ghn.hypernet.batch import GraphBatch
 from ghn.hypernet.config import GHNConfig
-from ghn.hypernet.decoders import ConvDecoder, Shape, VectorDecoder, tile
+from ghn.hypernet.decoders import ConvDecoder, VectorDecoder, WeightSlot, tile
 from ghn.hypernet.embedding import (
     ShapeEncoder,
     ShapeTable,
@@ -27,7 +29,14 @@ from ghn.hypernet.normalization import normalize_bias, normalize_norm_weight, we
 
 Prediction = dict[str, Tensor]
 _VECTOR_ROLES = ("norm_weight", "bias", "class_bias")
-_Slot = tuple[int, int, Parameter]  # graph, node in the batch's numbering, parameter
+
+
+class _Slot(NamedTuple):
+    """A parameter to predict, and where it belongs: the graph, and the node in the batch's numbering."""
+
+    graph: int
+    node: int
+    parameter: Parameter
 
 
 class GHN(nn.Module):
@@ -77,80 +86,75 @@ class GHN(nn.Module):
     def forward(self, graphs: Sequence[ArchitectureGraph] | GraphBatch) -> list[Prediction]:
         """Predict all parameters of each graph; tensors have the shapes that the graphs say."""
         batch = graphs if isinstance(graphs, GraphBatch) else self.collate(graphs)
+        with torch.autocast(self.device.type, enabled=False):  # the target networks may run in bf16, not this
+            return self._predict(batch)
+
+    def _predict(self, batch: GraphBatch) -> list[Prediction]:
         states_Nd = self.embed(batch.primitives) + self.shape_enc(batch.shapes)
         states_Nd = self.ln(self.gnn(states_Nd, batch))
         return self._decode(states_Nd, batch.graphs)
 
     def _decode(self, states_Nd: Tensor, graphs: Sequence[ArchitectureGraph]) -> list[Prediction]:
-        vectors: list[_Slot] = []
-        weights: dict[tuple[str, Shape], list[_Slot]] = defaultdict(list)
+        kinds: dict[str, list[_Slot]] = {"vector": [], "weight": [], "class_weight": []}
         start = 0
         for g, graph in enumerate(graphs):
             for i, node in enumerate(graph.nodes):
                 for parameter in node.parameters:
-                    slot = (g, start + i, parameter)
+                    kind = "weight" if parameter.role != "class_weight" else "class_weight"
                     if parameter.role in _VECTOR_ROLES or is_vector(parameter.shape):
-                        vectors.append(slot)
-                    else:
-                        weights[self._piece(parameter)].append(slot)
+                        kind = "vector"
+                    kinds[kind].append(_Slot(g, start + i, parameter))
             start += len(graph)
+        weights, classifiers = self.decoder(
+            states_Nd,
+            [self._weight_slot(slot) for slot in kinds["weight"]],
+            [self._weight_slot(slot) for slot in kinds["class_weight"]],
+        )
         found: dict[tuple[int, str], Tensor] = {}
-        pieces = [([node for _, node, _ in slots], piece) for (_, piece), slots in weights.items()]
-        decoded = self.decoder(states_Nd, pieces) if pieces else []
-        for (role, _), slots, values in zip(weights, weights.values(), decoded, strict=True):
-            for slot, tensor in zip(slots, self._finish_weights(values, role, slots), strict=True):
-                found[slot[0], slot[2].name] = tensor
-        if vectors:
-            for slot, tensor in zip(vectors, self._decode_vectors(states_Nd, vectors), strict=True):
-                found[slot[0], slot[2].name] = tensor
+        for slot, tensor in zip(kinds["weight"] + kinds["class_weight"], weights + classifiers, strict=True):
+            found[slot.graph, slot.parameter.name] = _shaped(tensor, slot.parameter.shape)
+        for slot, tensor in zip(kinds["vector"], self._decode_vectors(states_Nd, kinds["vector"]), strict=True):
+            found[slot.graph, slot.parameter.name] = tensor
         return [{p.name: found[g, p.name] for p in graph.parameters} for g, graph in enumerate(graphs)]
 
-    def _piece(self, parameter: Parameter) -> tuple[str, Shape]:
-        """Role and the shape that is decoded for it: the target's, cut to the largest shape."""
-        out, fan_in, kh, kw = (
-            min(size, most) for size, most in zip(canonical_shape(parameter.shape), self.config.max_shape, strict=True)
-        )
-        if parameter.role == "class_weight":
-            out, kh, kw = self.config.max_shape[0], 1, 1
-        return parameter.role, (out, fan_in, kh, kw)
+    def _weight_slot(self, slot: _Slot) -> WeightSlot:
+        _, node, (_, shape, role) = slot
+        scale = weight_scale(shape) if self.config.weight_norm and role != "pos_enc" else 1.0
+        return WeightSlot(node, scale, canonical_shape(shape))
 
-    def _finish_weights(self, decoded: Tensor, role: str, slots: list[_Slot]) -> list[Tensor]:
-        """Normalize (N, out, in, kh, kw) and tile each tensor to its parameter's shape."""
-        if role == "class_weight":
-            decoded = self.decoder.class_weight(decoded)
-        if self.config.weight_norm and role != "pos_enc":
-            scales = [weight_scale(parameter.shape) for _, _, parameter in slots]
-            decoded = decoded * decoded.new_tensor(scales).view(-1, 1, 1, 1, 1)
-        return [_fill(tensor, parameter.shape) for tensor, (_, _, parameter) in zip(decoded, slots, strict=True)]
-
-    def _decode_vectors(self, states_Nd: Tensor, slots: list[_Slot]) -> list[Tensor]:
-        nodes = [node for _, node, _ in slots]
-        unique = sorted(set(nodes))
-        row = {node: i for i, node in enumerate(unique)}
-        decoded = self.decoder_1d(states_Nd[unique])
-        both, norm_weights, biases = decoded.flatten(1), decoded[:, 0], decoded[:, 1]
-        class_rows = [row[node] for _, node, parameter in slots if parameter.role == "class_bias"]
+    def _decode_vectors(self, states_Nd: Tensor, slots: Sequence[_Slot]) -> list[Tensor]:
+        """Decode all vectors at once: each is a row of some table, repeated to its size."""
+        if not slots:
+            return []
+        row = {node: i for i, node in enumerate(dict.fromkeys(slot.node for slot in slots))}
+        decoded = self.decoder_1d(states_Nd[list(row)])
+        both, norm_weights, biases = decoded, decoded[:, 0], decoded[:, 1]
+        class_rows = [row[slot.node] for slot in slots if slot.parameter.role == "class_bias"]
         class_biases = self.bias_class(biases[class_rows])
         if self.config.weight_norm:
             norm_weights = normalize_norm_weight(norm_weights)
             biases, class_biases = normalize_bias(biases), normalize_bias(class_biases)
-        class_row = iter(class_biases)
-        sources = {"norm_weight": norm_weights, "bias": biases}
-        tensors = []
-        for _, node, parameter in slots:
-            if parameter.role == "class_bias":
-                tensors.append(next(class_row).view(parameter.shape))
-            else:  # (C, 1, 1) scales and (1, 1, C) tokens take both rows
-                vector = sources.get(parameter.role, both)[row[node]]
-                tensors.append(tile(vector, (math.prod(parameter.shape),)).view(parameter.shape))
-        return tensors
+        tables = {"norm_weight": norm_weights, "bias": biases, "class_bias": class_biases, "weight": both}
+        first, width, end = {}, {}, 0
+        for name, table in tables.items():
+            first[name], width[name], end = end, table[:1].numel() or 1, end + table.numel()
+        class_row = itertools.count()
+        starts, widths = np.empty((2, len(slots)), dtype=np.int64)
+        for i, (_, node, parameter) in enumerate(slots):  # (C, 1, 1) scales and (1, 1, C) tokens take both rows
+            name = parameter.role if parameter.role in tables else "weight"
+            at = next(class_row) if name == "class_bias" else row[node]
+            starts[i], widths[i] = first[name] + at * width[name], width[name]
+        sizes = [math.prod(slot.parameter.shape) for slot in slots]
+        offsets = np.arange(sum(sizes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        source = torch.from_numpy(np.repeat(starts, sizes) + offsets % np.repeat(widths, sizes)).to(states_Nd.device)
+        values = torch.cat([table.flatten() for table in tables.values()]).index_select(0, source)
+        return [part.view(slot.parameter.shape) for part, slot in zip(values.split(sizes), slots, strict=True)]
 
 
-def _fill(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Tile a decoded piece (out, in, kh, kw) to a parameter's shape."""
-    whole = tile(tensor, canonical_shape(shape))
+def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Give a four-dimensional tensor its parameter's shape."""
     if is_token_map(shape):  # (1, C, s, s) -> (1, tokens, C); a token beyond the map repeats the first ones
-        return tile(whole.flatten(2).transpose(1, 2), shape)
+        return tile(tensor.flatten(2).transpose(1, 2), shape)
     if len(shape) == 5:
-        return whole.unsqueeze(2).expand(shape)
-    return whole.reshape(shape)
+        return tensor.unsqueeze(2).expand(shape)
+    return tensor.view(shape)

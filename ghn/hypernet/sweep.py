@@ -7,28 +7,17 @@ form is used instead; the tests hold the two together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ghn.compiled import compiled
 from ghn.hypernet.batch import Schedule
 
-try:
-    from numba import njit
-except ImportError:  # pragma: no cover - the level-parallel form is the fallback
-    njit = None
 
-AVAILABLE = njit is not None
-
-
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    return njit(cache=True, nogil=True, error_model="numpy")(function) if AVAILABLE else function
-
-
-@_compiled
+@compiled
 def _forward(
     order: Any, starts: Any, sources: Any, weights: Any, h0: Any, gh: Any, w_ih: Any, b_ih: Any,
     w1: Any, b1: Any, w2: Any, b2: Any, received: Any, gates: Any, h: Any, inner: Any, messages: Any,
@@ -68,7 +57,7 @@ def _forward(
                 out[j] = max(out[j], 0)
 
 
-@_compiled
+@compiled
 def _backward(
     order: Any, starts: Any, sources: Any, weights: Any, h0: Any, gh: Any, w_ih: Any, w1: Any, w2: Any,
     gates: Any, inner: Any, messages: Any, dh: Any, dmessages: Any, dinner: Any, dgi: Any, dgh: Any, dh0: Any,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn.errors import InputError
-from ghn.graph import ArchitectureGraph, GraphBuilder, Node, Parameter, ParameterRole
+from ghn.graph import ArchitectureGraph, GraphBuilder, Node, Parameter, ParameterRole, Value, union
 from ghn.tracing.recorder import NOTHING, Nodes, Origin, Recorder, tensors, to_meta
 from ghn.tracing.rules import IGNORES, RULES
 
@@ -124,17 +124,17 @@ class _Finish:
     def graph(self, trainable: set[str]) -> ArchitectureGraph:
         self.mark_classifiers()
         graph = GraphBuilder()
-        made: list[Nodes] = []
+        made: list[Value] = []
         for i, record in enumerate(self.records):
-            inputs = tuple(NOTHING.union(*(made[j] for j in value)) for value in record.inputs)
+            inputs = tuple(union([made[j] for j in value]) for value in record.inputs)
             primitive = record.node.primitive
             if primitive in ("sum", "concat"):
                 made.append(graph.join(primitive, *inputs))
             elif primitive == "glob_avg" and self.reaches_input(self.out, without=i):
-                made.append(NOTHING.union(*inputs))  # pooling inside a gate
+                made.append(union(inputs))  # pooling inside a gate
             else:
                 made.append(graph.add(record.node, *inputs))
-        values = [NOTHING.union(*(made[i] for i in value)) for value in self.values]
+        values = [union([made[i] for i in value]) for value in self.values]
         last = graph.join("concat" if len(values) > 1 else "sum", *values)
         built = graph.finish(last, num_classes=self.num_classes)
         covered = {parameter.name for parameter in built.parameters}

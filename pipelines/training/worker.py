@@ -23,6 +23,7 @@ from torch import Tensor
 from ghn import GHN, save_checkpoint
 from ghn.errors import GHNError, TrainingError
 from ghn.meta_step import MetaStep, meta_step
+from pipelines.process import tune_process
 from pipelines.progress import Progress, emit
 from pipelines.settings import Recipe, TrainingSettings, load_recipe
 from pipelines.training.data import MetaBatches
@@ -261,6 +262,7 @@ class _RankZeroProgress:
 
 def main() -> int:
     """Run one rank with the recipe that the launcher stored in the run folder."""
+    tune_process()
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--stop-after", type=int)

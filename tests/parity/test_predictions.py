@@ -12,7 +12,7 @@ import torch
 from ghn import GHN, GHNConfig, load_checkpoint, predict, sample_architectures
 from ghn.architecture import predefined_architectures
 from ghn.checkpoint import convert_checkpoint
-from ghn.prediction import run_network
+from ghn.functional import run_network
 from tests import oracle
 from tests.parity.conftest import Ledger
 from tests.parity.reference import built, find_network
@@ -81,7 +81,7 @@ def test_imagenet_shapes(ledger: Ledger) -> None:
     worst = 0.0
     for architecture in chosen:
         with torch.no_grad():
-            fast, slow = predict(hypernet, architecture.graph), oracle.predict(hypernet, architecture.graph)
+            fast, slow = predict(hypernet, architecture.graph), oracle.predict(hypernet, [architecture.graph])[0]
             logits = run_network(architecture.network().eval(), fast, torch.randn(2, 3, 224, 224))
         assert logits.shape == (2, 1000) and torch.isfinite(logits).all(), architecture.label
         assert list(fast) == list(slow)

@@ -107,6 +107,7 @@ def test_dead_operations_get_no_nodes_and_no_parameters() -> None:
 
 def test_a_strided_gate_sees_the_whole_map() -> None:
     """Squeeze-and-excitation averages over its input, not over the pixels that its stride keeps."""
+    torch.manual_seed(0)
     gate = ChannelSqueezeExcitation(8, stride=2)
     x = torch.rand(2, 8, 6, 6)
     changed = x.clone()

@@ -34,7 +34,7 @@ small = st.sampled_from(
 def test_values_and_gradients_equal_the_oracle(name: str, architecture: Architecture, seed: int) -> None:
     torch.manual_seed(seed)
     hypernet = GHN(CONFIGS[name]).double()
-    fast, slow = predict(hypernet, architecture.graph), oracle.predict(hypernet, architecture.graph)
+    fast, slow = predict(hypernet, architecture.graph), oracle.predict(hypernet, [architecture.graph])[0]
     assert list(fast) == list(slow)
     weights = list(hypernet.parameters())
     for tensors in (fast, slow):
@@ -79,6 +79,14 @@ def test_a_prediction_does_not_depend_on_its_meta_batch(batch: list[Architecture
     for architecture, prediction in zip(batch, together, strict=True):
         alone = predict(hypernet, architecture.graph)
         assert all(torch.allclose(alone[name], tensor) for name, tensor in prediction.items())
+
+
+def test_autocast_does_not_change_a_prediction(small_hypernet: GHN) -> None:
+    graph = sample_architectures("train", 1, 0)[0].graph
+    plain = predict(small_hypernet, graph)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = predict(small_hypernet, graph)
+    assert all(torch.equal(low[name], tensor) for name, tensor in plain.items())
 
 
 def test_default_configuration_has_the_published_size() -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from ghn import GHN, GHNConfig, sample_architectures
 from ghn.evaluation import NetworkResult, accuracy, evaluate_networks, summarize, top1
+from ghn.functional import run_network
 from ghn.meta_step import meta_step
-from ghn.prediction import run_network
 
 
 @pytest.fixture
