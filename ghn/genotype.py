@@ -168,10 +168,12 @@ class ArchitectureSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON-ready data, with the official files' keys."""
-        data = dataclasses.asdict(self)
+        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data["genotype"] = {
-            key: [list(edge) if isinstance(edge, tuple) else edge for edge in value]
-            for key, value in data["genotype"].items()
+            "normal": [list(edge) for edge in self.genotype.normal],
+            "normal_concat": list(self.genotype.normal_concat),
+            "reduce": [list(edge) for edge in self.genotype.reduce],
+            "reduce_concat": list(self.genotype.reduce_concat),
         }
         return data
 

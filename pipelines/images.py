@@ -1,4 +1,4 @@
-"""Image sources: what can be sharded, in which splits, and how an encoded image becomes a tensor."""
+"""Image sources: what can be sharded, and in which splits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from ghn.errors import DataError, InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ghn.errors import InputError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 SPLITS = ("train", "val", "test")
@@ -158,7 +155,7 @@ def _checked(load: Callable[[], bytes], name: str, source: str, image_size: int 
             with Image.open(io.BytesIO(content)) as image:
                 image.load()
                 if image_size:
-                    return _encode_png(_fit(image.convert("RGB"), image_size))
+                    return _encode_png(fit(image.convert("RGB"), image_size))
         except (UnidentifiedImageError, OSError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
             raise InputError(f"image {name} in {source} can not be read ({error}); repair or remove it") from error
         return content
@@ -192,7 +189,7 @@ def _encode_png(image: Any) -> bytes:
     return stream.getvalue()
 
 
-def _fit(image: Any, size: int) -> Any:
+def fit(image: Any, size: int) -> Any:
     """Resize the shorter side to ``size`` and crop the centre."""
     from PIL import Image
 
@@ -204,38 +201,3 @@ def _fit(image: Any, size: int) -> Any:
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-def decode(sample: dict[str, Any], size: int) -> tuple[np.ndarray, int]:
-    """Return (pixels (3, size, size) uint8, class number) of one sample of an image shard."""
-    from PIL import Image
-
-    extension = next((key for key in sample if f".{key}" in EXTENSIONS), None)
-    if extension is None or "cls" not in sample:
-        raise DataError(f"sample {sample.get('__key__')} holds no image or no class; make the shard set again")
-    with Image.open(io.BytesIO(sample[extension])) as image:
-        pixels = np.asarray(_fit(image.convert("RGB"), size))
-    return pixels.transpose(2, 0, 1), int(sample["cls"])
-
-
-def augment(pixels: np.ndarray, kind: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Shift by up to an eighth of the size (edges padded with zeros); ``crop_flip`` also mirrors half of the images."""
-    if kind == "none":
-        return pixels
-    size = pixels.shape[-1]
-    pad = max(1, size // 8)
-    padded = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad)))
-    top, left = rng.integers(0, 2 * pad + 1, size=2)
-    pixels = padded[:, top : top + size, left : left + size]
-    return pixels[:, :, ::-1] if kind == "crop_flip" and rng.random() < 0.5 else pixels
-
-
-def to_batch(
-    decoded: Sequence[tuple[np.ndarray, int]], mean: Sequence[float], std: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Return (images (N, 3, S, S) float32 normalized per channel, class numbers (N,))."""
-    import torch
-
-    pixels = torch.from_numpy(np.stack([np.ascontiguousarray(image) for image, _ in decoded])).float() / 255
-    offset, scale = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
-    return (pixels - offset) / scale, torch.tensor([label for _, label in decoded])

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghn.architecture import Architecture, sample_architectures
 from ghn.deepnets import read_deepnets
 from ghn.errors import InputError
 from ghn.graph import GRAPH_REVISION
 from ghn.space import GENERATOR_VERSION, SPLITS
 from pipelines.images import ImageItem, open_source
 from pipelines.progress import Progress
+from pipelines.shards.generate import architecture_record, sampled_records
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.writer import SampleRecord, find_finished, write_shards
 from pipelines.storage import open_store
@@ -94,15 +92,6 @@ def shard_deepnets(
         "fc_dims": list(fc_dims) if fc_dims else None,
     }
 
-    def sampled(split: str, total: int) -> Iterator[Architecture]:
-        architectures = (
-            architecture
-            for start in (range(total) if split == "predefined" else itertools.count())
-            for architecture in sample_architectures(split, 1, seed, start=start, **widths)
-            if max_nodes is None or len(architecture.graph) <= max_nodes
-        )
-        return itertools.islice(architectures, total)
-
     jobs = []
     for split in splits:
         if split not in SPLITS:
@@ -114,7 +103,7 @@ def shard_deepnets(
             "generator_version": GENERATOR_VERSION,
             "request": {**widths, "count": total, "shard_samples": shard_samples, "max_nodes": max_nodes},
         }
-        jobs.append((split, facts, total, sampled(split, total)))
+        jobs.append((split, facts, total, sampled_records(split, total, seed, widths, max_nodes)))
     return _write_deepnets(out, jobs, shard_samples)
 
 
@@ -147,14 +136,14 @@ def shard_official_deepnets(
             "specifications_sha256": digest.hexdigest(),
         }
         facts = {"source": Path(hdf5).name, "seed": 0, "request": request}
-        jobs.append((split, facts, len(nets), iter(nets)))
+        jobs.append((split, facts, len(nets), map(architecture_record, nets)))
     return _write_deepnets(out, jobs, shard_samples)
 
 
 def _write_deepnets(
-    out: str, jobs: Sequence[tuple[str, dict[str, Any], int, Iterator[Architecture]]], shard_samples: int
+    out: str, jobs: Sequence[tuple[str, dict[str, Any], int, Iterator[SampleRecord]]], shard_samples: int
 ) -> dict[str, Manifest]:
-    """Write the architectures of each (split, facts, number, architectures); all sets are checked before the first."""
+    """Write the records of each (split, facts, number, records); all sets are checked before the first."""
     stores = []
     for split, facts, _, _ in jobs:
         store = open_store(f"{out.rstrip('/')}/{split}")
@@ -163,19 +152,13 @@ def _write_deepnets(
         stores.append(store)
     manifests = {}
     with Progress("shard deepnets", sum(total for _, _, total, _ in jobs), unit="architecture") as progress:
-        for store, (split, facts, _, architectures) in zip(stores, jobs, strict=True):
-            records = _architecture_records(architectures, progress)
-            manifests[split] = write_shards(store, records, shard_samples=shard_samples, facts=facts)
+        for store, (split, facts, _, records) in zip(stores, jobs, strict=True):
+            counted = _counted(records, progress)
+            manifests[split] = write_shards(store, counted, shard_samples=shard_samples, facts=facts)
     return manifests
 
 
-def _architecture_records(architectures: Iterator[Architecture], progress: Progress) -> Iterator[SampleRecord]:
-    for architecture in architectures:
-        graph = architecture.graph
-        yield SampleRecord(
-            key=f"{architecture.index:08d}",
-            fields={"json": json.dumps(architecture.spec.to_json(), sort_keys=True).encode()},
-            nodes=len(graph),
-            parameters=sum(math.prod(parameter.shape) for parameter in graph.parameters),
-        )
+def _counted(records: Iterator[SampleRecord], progress: Progress) -> Iterator[SampleRecord]:
+    for record in records:
+        yield record
         progress.update()

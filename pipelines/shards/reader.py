@@ -8,7 +8,6 @@ manifest before it is parsed: webdataset alone ends a truncated shard early with
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import numpy as np
 
 from ghn.errors import DataError
 from pipelines.shards.manifest import Manifest, ShardEntry, read_manifest
+from pipelines.shards.tar import read_samples
 from pipelines.storage import Store, open_store
 
 _CACHE_BYTES = 1 << 30
@@ -115,8 +115,6 @@ def read_shard(store: Store, shard: ShardEntry) -> list[dict[str, Any]]:
         DataError: if the shard is missing, or its size, SHA-256 or number of samples is another one.
 
     """
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
     try:
         content = store.read(shard.name)
     except FileNotFoundError:
@@ -128,8 +126,7 @@ def read_shard(store: Store, shard: ShardEntry) -> list[dict[str, Any]]:
             f"{store.url(shard.name)} is damaged: {len(content)} bytes that do not match the manifest's "
             f"{shard.bytes} bytes and SHA-256; delete it and its manifest and make the shard set again"
         )
-    files = tar_file_expander([{"url": shard.name, "stream": io.BytesIO(content)}])
-    samples = [dict(sample) for sample in group_by_keys(files)]
+    samples = read_samples(content, shard.name)
     if len(samples) != shard.samples:
         raise DataError(f"{store.url(shard.name)} holds {len(samples)} samples, the manifest says {shard.samples}")
     return samples

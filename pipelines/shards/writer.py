@@ -35,7 +35,7 @@ class _Shard:
         import webdataset
 
         stream = io.BytesIO()
-        writer = webdataset.TarWriter(stream, encoder=False, mtime=0.0, user="ghn", group="ghn", mode=0o644)
+        writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="ghn", group="ghn", mode=0o644)
         for record in self.records:
             writer.write({"__key__": record.key, **record.fields})
         writer.close()

@@ -19,7 +19,7 @@ from ghn.architecture import Architecture, Spec, spec_from_json
 from ghn.errors import InputError
 from ghn.genotype import ArchitectureSpec
 from ghn.space import redraw_widths
-from pipelines.images import augment, decode, to_batch
+from pipelines.image_batch import Decoded, decode, to_batch
 from pipelines.settings import Recipe
 from pipelines.shards.reader import ReaderState, ShardReader, open_reader
 
@@ -106,9 +106,8 @@ class MetaBatches:
         for sample in samples:
             if _PIXELS not in sample:  # the reader keeps the samples of a small shard set
                 sample[_PIXELS] = decode(sample, settings.size)
-            pixels, label = sample[_PIXELS]
-            decoded.append((augment(pixels, settings.augment, rng), label))
-        return to_batch(decoded, settings.mean, settings.std)
+            decoded.append(sample[_PIXELS])
+        return to_batch(decoded, settings.mean, settings.std, augmentation=settings.augment, rng=rng)
 
     def _architecture(self, sample: dict[str, Any], rng: np.random.Generator) -> Architecture:
         widths = self.recipe.architectures
@@ -138,7 +137,7 @@ def read_image_batches(
 ) -> tuple[list[tuple[Tensor, Tensor]], int]:
     """Return one split's images in batches, in stored (shuffled) order, and the number of classes."""
     reader = open_reader(root, split, "images")
-    decoded: list[tuple[np.ndarray, int]] = []
+    decoded: list[Decoded] = []
     for sample in reader.in_order():
         if limit is not None and len(decoded) == limit:
             break

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ghn.errors import DataError, InputError, StorageError
 from pipelines.shards.jobs import shard_deepnets, shard_images
 from pipelines.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipelines.shards.reader import ShardReader, read_shard
+from pipelines.shards.tar import read_samples
 from pipelines.shards.writer import SampleRecord, write_shards
 from pipelines.storage import LocalStore, Store, open_store
 from tests.unit.test_images import make_folder
@@ -268,3 +270,29 @@ def test_listing_goes_through_all_pages(s3: str) -> None:
     assert list(store.list("many/")) == [f"many/{i:02d}" for i in range(12)]
     store.delete("many/03")
     assert len(store.list("many/")) == 11 and io.BytesIO(store.read("many/04")).read() == b""
+
+
+@given(
+    files=st.lists(
+        st.tuples(
+            st.text("abc", min_size=1, max_size=3), st.sampled_from(["png", "cls", "seg.png"]), st.binary(max_size=1100)
+        ),
+        max_size=8,
+        unique_by=lambda file: file[:2],
+    ),
+    extended=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_samples_are_read_as_webdataset_reads_them(files: list[tuple[str, str, bytes]], extended: bool) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for key, extension, data in sorted(files):
+            member = tarfile.TarInfo(f"folder/{key}.{extension}")
+            member.size, member.mtime = len(data), 0.5 if extended else 0  # a fraction needs an extended header
+            archive.addfile(member, io.BytesIO(data))
+    expanded = tar_file_expander([{"url": "x", "stream": io.BytesIO(stream.getvalue())}])
+    expected = [
+        {k: v for k, v in sample.items() if k not in ("__url__", "__local_path__")}
+        for sample in group_by_keys(expanded)
+    ]
+    assert read_samples(stream.getvalue(), "x") == expected

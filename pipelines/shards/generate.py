@@ -1,0 +1,85 @@
+"""Architecture samples for shards, made by all cores.
+
+Architecture i of a split depends on (split, seed, i) alone, so processes can draw blocks of indices independently; records
+come back in the order of their indices, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.connection import wait
+from typing import Any
+
+from ghn.architecture import Architecture, sample_architectures
+from pipelines.shards.writer import SampleRecord
+
+_BLOCK = 250  # indices in a unit of work
+_WORTH_PROCESSES = 2_000  # architectures; a process needs some seconds to start
+
+
+def architecture_record(architecture: Architecture) -> SampleRecord:
+    """Return the sample of one architecture: its specification. The graph follows from it by ``graph_revision``."""
+    graph = architecture.graph
+    return SampleRecord(
+        key=f"{architecture.index:08d}",
+        fields={"json": json.dumps(architecture.spec.to_json(), sort_keys=True, separators=(",", ":")).encode()},
+        nodes=len(graph),
+        parameters=sum([math.prod(parameter.shape) for node in graph.nodes for parameter in node.parameters]),
+    )
+
+
+def sampled_records(
+    split: str, total: int, seed: int, widths: Mapping[str, Any], max_nodes: int | None
+) -> Iterator[SampleRecord]:
+    """Yield the records of the first ``total`` architectures of a split that have at most ``max_nodes`` nodes."""
+    if split == "predefined":
+        yield from _block(split, seed, 0, total, widths, max_nodes)
+        return
+    processes = os.cpu_count() or 1
+    if total < _WORTH_PROCESSES or processes == 1:
+        blocks = (_block(split, seed, start, _BLOCK, widths, max_nodes) for start in itertools.count(0, _BLOCK))
+        yield from itertools.islice(itertools.chain.from_iterable(blocks), total)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare_worker) as pool:
+        pending: deque[Future[list[SampleRecord]]] = deque()
+        starts = itertools.count(0, _BLOCK)
+        found = 0
+        while found < total:
+            while len(pending) < 3 * processes:
+                pending.append(pool.submit(_listed, split, seed, next(starts), _BLOCK, dict(widths), max_nodes))
+            records = pending.popleft().result()[: total - found]
+            found += len(records)
+            yield from records
+        for future in pending:
+            future.cancel()
+
+
+def _block(
+    split: str, seed: int, start: int, count: int, widths: Mapping[str, Any], max_nodes: int | None
+) -> Iterator[SampleRecord]:
+    for index in range(start, start + count):
+        for architecture in sample_architectures(split, 1, seed, start=index, **widths):
+            if max_nodes is None or len(architecture.graph) <= max_nodes:
+                yield architecture_record(architecture)
+
+
+def _listed(*arguments: Any) -> list[SampleRecord]:
+    return list(_block(*arguments))
+
+
+def _prepare_worker() -> None:
+    """See to it that this process ends when the one that started it is gone, even by ``kill -9``."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        gc.disable()  # graphs have no cycles, and a process makes many thousands of them
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

@@ -1,0 +1,52 @@
+"""Read the samples of a tar that is in memory.
+
+For shards of small files webdataset's stream reader takes longer than decoding an image; here members are sliced out of the
+bytes. Archives with anything but plain files and short names are left to webdataset.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+_BLOCK = 512
+_HEADER = struct.Struct(
+    "100s 24x 11s 21x 1s 188x 1s"
+)  # name, size in octal digits, kind, first byte of the name's prefix
+_PLAIN = (b"0", b"\0")  # kinds of a regular file
+
+
+def read_samples(content: bytes, name: str) -> list[dict[str, Any]]:
+    """Return samples as ``{"__key__": key, extension: bytes}``: members in a row whose names differ in the extension.
+
+    Args:
+        content: the tar, verified.
+        name: for messages.
+
+    """
+    samples: list[dict[str, Any]] = []
+    current = None
+    at = 0
+    while at + _BLOCK <= len(content) and content[at]:
+        path, size, kind, prefix = _HEADER.unpack_from(content, at)
+        if kind not in _PLAIN or prefix != b"\0":
+            return _read_with_webdataset(content, name)
+        folder, slash, file = path.rstrip(b"\0").rpartition(b"/")
+        stem, _, extension = file.partition(b".")
+        key = folder + slash + stem
+        if key != current:
+            current = key
+            samples.append({"__key__": key.decode()})
+        start, length = at + _BLOCK, int(size, 8)
+        samples[-1][extension.lower().decode()] = content[start : start + length]
+        at = start + (length + _BLOCK - 1) // _BLOCK * _BLOCK
+    return samples
+
+
+def _read_with_webdataset(content: bytes, name: str) -> list[dict[str, Any]]:
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    files = tar_file_expander([{"url": name, "stream": io.BytesIO(content)}])
+    hidden = ("__url__", "__local_path__")
+    return [{key: value for key, value in sample.items() if key not in hidden} for sample in group_by_keys(files)]
