@@ -43,7 +43,7 @@ parity: $(READY) ## Compare with the published system's data, if it is there
 	$(BIN)/python -m pytest tests/parity -m "integration or not integration"
 
 bench: $(READY) ## Measure speed and memory; exits with 1 where a target is not met
-	$(BIN)/python benchmarks/any_network.py
+	$(BIN)/python -m benchmarks
 
 docker: ## Build the training image
 	docker build -t ghn-train .

@@ -6,6 +6,7 @@ Source: paper, eq. 1 (the meta-objective) and section 3.1 (meta-batches). The st
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ class MetaStep:
         losses: cross-entropy of each network that counted.
         accuracies: top-1 accuracy of each network that counted, 0 to 1.
         skipped: (architecture label, reason) of each network that did not count.
+        network_seconds: time in the target networks' own forward and backward passes (on a GPU, until they are queued).
 
     """
 
@@ -37,6 +39,7 @@ class MetaStep:
     losses: tuple[float, ...]
     accuracies: tuple[float, ...]
     skipped: tuple[tuple[str, str], ...]
+    network_seconds: float = 0.0
 
 
 class _Attach(torch.autograd.Function):
@@ -84,18 +87,21 @@ def meta_step(
     losses: list[float] = []
     accuracies: list[float] = []
     skipped: list[tuple[str, str]] = []
+    network_seconds = 0.0
     for i, (architecture, prediction, batch) in enumerate(zip(architectures, predictions, batches, strict=True)):
         if seeds is not None:
             torch.manual_seed(seeds[i])
         images_NCHW = batch[0].to(memory_format=torch.channels_last)  # much faster depthwise convolutions on CPUs
         labels_N = batch[1]
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in prediction.items()}
+        started = time.perf_counter()
         logits = architecture.run(leaves, images_NCHW, training=True)
         loss = F.cross_entropy(logits, labels_N, label_smoothing=label_smoothing)
         if not torch.isfinite(loss):
             skipped.append((architecture.label, "non-finite loss"))
             continue
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        network_seconds += time.perf_counter() - started
         used = [(tensor, grad) for tensor, grad in zip(prediction.values(), grads, strict=True) if grad is not None]
         norm = torch.stack(torch._foreach_norm([grad for _, grad in used])).norm()
         if not torch.isfinite(norm):
@@ -112,4 +118,5 @@ def meta_step(
         losses=tuple(losses),
         accuracies=tuple(accuracies),
         skipped=tuple(skipped),
+        network_seconds=network_seconds,
     )

@@ -142,7 +142,9 @@ class _Rank:
                 rate = learning_rate(self.step, settings)
                 row = {"step": self.step + 1, "lr": rate, **self._one_step(rate), "session": self.session}
                 self.step += 1
-                row["architectures_per_s"] = round(settings.meta_batch / (time.monotonic() - started), 3)
+                taken = time.monotonic() - started
+                row["architectures_per_s"] = round(settings.meta_batch / taken, 3)
+                row["outside_share"] = round(1 - row.pop("network_seconds") / taken, 4)
                 if not math.isnan(row["loss"]):
                     loss = row["loss"] if math.isnan(loss) else _WINDOW * loss + (1 - _WINDOW) * row["loss"]
                     accuracy = (
@@ -192,11 +194,17 @@ class _Rank:
 
     def _reduce(self, outcome: MetaStep) -> dict[str, Any]:
         sums = torch.tensor(
-            [sum(outcome.losses), sum(outcome.accuracies), len(outcome.losses), len(outcome.skipped)],
+            [
+                sum(outcome.losses),
+                sum(outcome.accuracies),
+                len(outcome.losses),
+                len(outcome.skipped),
+                outcome.network_seconds,
+            ],
             dtype=torch.float64,
         ).to(self.device)
         dist.all_reduce(sums)
-        loss, accuracy, networks, skipped = sums.tolist()
+        loss, accuracy, networks, skipped, seconds = sums.tolist()
         self.skipped += int(skipped)
         norm: float | Tensor | None = self.engine.get_global_grad_norm()
         row = {
@@ -204,6 +212,7 @@ class _Rank:
             "accuracy": accuracy / networks if networks else float("nan"),
             "grad_norm": float("nan") if norm is None else float(norm),
             "skipped": int(skipped),
+            "network_seconds": seconds / self.world_size,
         }
         if skipped:
             named: list[Any] = [None] * self.world_size
