@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -76,10 +77,14 @@ def medians(runs: int, *functions: Callable[[], Any]) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
-def in_process(module: str, *arguments: str) -> dict[str, float]:
-    """Run ``python -m benchmarks.MODULE ARGUMENTS``; returns the JSON of its last line."""
+def in_process(module: str, *arguments: str, lean: bool = False) -> dict[str, float]:
+    """Run ``python -m benchmarks.MODULE ARGUMENTS``; returns the JSON of its last line.
+
+    With ``lean`` it gives freed memory back at once, so that peaks of memory are of what is in use.
+    """
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"} if lean else None
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 

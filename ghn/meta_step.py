@@ -108,8 +108,9 @@ def meta_step(
             skipped.append((architecture.label, "non-finite gradient"))
             continue
         factor = weight if network_clip is None else weight * min(1.0, network_clip / max(norm.item(), 1e-12))
+        torch._foreach_mul_([grad for _, grad in used], factor)  # in place: together they are as large as all networks
         tensors += [tensor for tensor, _ in used]
-        gradients += [grad * factor for _, grad in used]
+        gradients += [grad for _, grad in used]
         losses.append(loss.item())
         accuracies.append((logits.argmax(dim=1) == labels_N).float().mean().item())
     total = batches[0][0].new_tensor(weight * sum(losses))

@@ -44,52 +44,63 @@ class Group(NamedTuple):
 
 
 class AssembleWeights(torch.autograd.Function):
-    """Decode groups of parameters; differentiable once.
+    """Decode groups of parameters; differentiable once, in everything but the factors.
 
-    Inputs are the groups, hidden states (rows, h) with one row for each tap of each parameter, and the layer's weight
-    (max out, max in, h). Outputs are the parameters of all groups, each with its shape.
+    Inputs are the groups; hidden states (rows, h) with one row for each tap of each parameter; a factor for each row
+    (rows, 1); and the layer's weight (max out, max in, h) and bias (max out, max in, 1). Outputs are the parameters of all
+    groups, each with its shape.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, groups: Sequence[Group], hidden: Tensor, weight: Tensor
+        ctx: Any, groups: Sequence[Group], hidden: Tensor, factors: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.groups = groups
-        ctx.save_for_backward(hidden, weight)
+        ctx.save_for_backward(hidden, factors, weight, bias)
         ctx.set_materialize_grads(False)
         parameters: list[Tensor] = []
-        for group, rows, layer in _cut(groups, hidden, weight):
+        for group, _, rows, layer in _cut(groups, hidden, factors, weight, bias):
             values = rows @ layer.t() if group.by_row else layer @ rows.t()
+            whole = all(shape[:2] == group.channels for shape in group.shapes)  # then views of the matrix waste nothing
             for piece, shape in zip(_pieces(values, group), group.shapes, strict=True):
-                parameters.append(_tiled(piece, shape))
+                in_order = whole and piece.shape == shape and piece.is_contiguous()
+                parameters.append(piece if in_order else _tiled(piece, shape))
         return tuple(parameters)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight = ctx.saved_tensors
-        d_hidden, d_weight = [], torch.zeros_like(weight)
+        hidden, factors, weight, bias = ctx.saved_tensors
+        d_hidden, d_weight, d_bias = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
         each = iter(gradients)
-        for group, rows, layer in _cut(ctx.groups, hidden, weight):
-            sizes = (len(rows), len(layer)) if group.by_row else (len(layer), len(rows))
-            d_values = rows.new_empty(sizes)
+        for group, span, rows, layer in _cut(ctx.groups, hidden, factors, weight, bias):
+            d_values = rows.new_empty((len(rows), len(layer)) if group.by_row else (len(layer), len(rows)))
             for piece in _pieces(d_values, group):
                 _collect(next(each), piece)
-            transposed = d_values.t()
-            first, second = (transposed, d_values) if group.by_row else (d_values, transposed)
+            by_row, by_column = (d_values, d_values.t()) if group.by_row else (d_values.t(), d_values)
             out, fan_in = group.channels
-            d_weight[:out, :fan_in] += (first @ rows).view(out, fan_in, -1)
-            d_hidden.append(second @ layer)
-        return None, torch.cat(d_hidden), d_weight
+            d_layer = (by_column @ rows).view(out, fan_in, -1)
+            d_weight[:out, :fan_in] += d_layer[:, :, :-1]
+            d_bias[:out, :fan_in] += d_layer[:, :, -1:]
+            torch.mul((by_row @ layer)[:, :-1], factors[span], out=d_hidden[span])
+        return None, d_hidden, None, d_weight, d_bias
 
 
-def _cut(groups: Sequence[Group], hidden: Tensor, weight: Tensor) -> Iterator[tuple[Group, Tensor, Tensor]]:
-    """Yield each group with its rows of hidden states, and its part of the layer's weight (out * in, h)."""
-    layer, channels = weight, None
-    for group, rows in zip(groups, hidden.split([sum(group.rows) for group in groups]), strict=True):
+def _cut(
+    groups: Sequence[Group], hidden: Tensor, factors: Tensor, weight: Tensor, bias: Tensor
+) -> Iterator[tuple[Group, slice, Tensor, Tensor]]:
+    """Yield each group, where its rows are, these rows times their factors, and its part of the layer (out * in, h + 1).
+
+    The bias is the layer's last column; the factors themselves are its input.
+    """
+    layer, channels, start = weight, None, 0
+    for group in groups:
         if group.channels != channels:  # groups with as many channels follow each other
             channels = group.channels
-            layer = weight[: channels[0], : channels[1]].flatten(0, 1)
-        yield group, rows, layer
+            out, fan_in = channels
+            layer = torch.cat([weight[:out, :fan_in], bias[:out, :fan_in]], dim=2).flatten(0, 1)
+        span = slice(start, start + sum(group.rows))
+        start = span.stop
+        yield group, span, torch.cat([hidden[span] * factors[span], factors[span]], dim=1), layer
 
 
 def _pieces(values: Tensor, group: Group) -> Iterator[Tensor]:
@@ -100,9 +111,7 @@ def _pieces(values: Tensor, group: Group) -> Iterator[Tensor]:
 
 
 def _tiled(piece: Tensor, shape: Shape) -> Tensor:
-    """Repeat a piece to a shape; without a copy where it has that shape and is stored in order."""
-    if piece.shape == shape:
-        return piece.contiguous()
+    """Repeat a piece to a shape, in memory of its own."""
     parameter = piece.new_empty(shape)
     for whole, part in _repetitions(parameter, piece):
         whole.copy_(part.expand(whole.shape))
@@ -129,6 +138,9 @@ def _repetitions(whole: Tensor, piece: Tensor) -> Iterator[tuple[Tensor, Tensor]
     Along each dimension there are at most two parts: whole repetitions, and a rest.
     """
     parts = []
+    if whole.shape == piece.shape:
+        yield whole, piece
+        return
     for size, have in zip(whole.shape, piece.shape, strict=True):
         full = size // have * have
         parts.append([(start, end) for start, end in ((0, full), (full, size)) if start < end])

@@ -6,8 +6,9 @@ largest shape. Parameter names are those of the official checkpoints.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghn.hypernet.assemble import AssembleWeights, Group, Shape
+
+_VALUES_AT_ONCE = 1 << 20
 
 
 class WeightSlot(NamedTuple):
@@ -32,6 +35,19 @@ class _Taps(NamedTuple):
     node: int
     kernel: tuple[int, int]
     scale: float
+
+
+def _parts(members: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Cut a list into parts of at most so many values (or one member): what is decoded at once takes memory of its own."""
+    part: list[int] = []
+    left = _VALUES_AT_ONCE
+    for member, size in zip(members, sizes, strict=True):
+        if part and size > left:
+            yield part
+            part, left = [], _VALUES_AT_ONCE
+        part.append(member)
+        left -= size
+    yield part
 
 
 class ConvDecoder(nn.Module):
@@ -59,27 +75,25 @@ class ConvDecoder(nn.Module):
         for i, (out, fan_in, *kernel) in enumerate(pieces):
             members[out, fan_in, kernel == [1, 1]].append(i)
         order = [i for key in sorted(members) for i in members[key]]
-        groups = [
-            Group(
-                channels=key[:2],
-                kernels=tuple([pieces[i][2:] for i in members[key]]),
-                shapes=tuple([weights[i].shape for i in members[key]]),
-            )
-            for key in sorted(members)
-        ]
+        groups = []
+        for key in sorted(members):
+            for part in _parts(members[key], [math.prod(pieces[i]) for i in members[key]]):
+                kernels, shapes = [pieces[i][2:] for i in part], [weights[i].shape for i in part]
+                groups.append(Group(channels=key[:2], kernels=tuple(kernels), shapes=tuple(shapes)))
         rows = [_Taps(weights[i].node, pieces[i][2:], weights[i].scale) for i in order]
         rows += [_Taps(slot.node, (1, 1), 1.0) for slot in classifiers]
-        hidden = self._hidden(states_Nd, rows)
-        hidden, hidden_classifiers = hidden.split([len(hidden) - len(classifiers), len(classifiers)])
+        hidden, factors = self._hidden(states_Nd, rows)
+        own = len(hidden) - len(classifiers)
         last = cast(nn.Conv2d, self.conv[2])
-        weight = torch.cat([last.weight.flatten(1), cast(Tensor, last.bias)[:, None]], dim=1)  # beside the factors
-        tensors = ()
-        if groups:
-            tensors = AssembleWeights.apply(groups, hidden, weight.view(self.out, self.fan_in, -1))
+        weight, bias = (
+            last.weight.view(self.out, self.fan_in, -1),
+            cast(Tensor, last.bias).view(self.out, self.fan_in, 1),
+        )
+        tensors = AssembleWeights.apply(groups, hidden[:own], factors[:own], weight, bias) if groups else ()
         position = {i: at for at, i in enumerate(order)}
         class_weights = []
         if classifiers:
-            decoded = F.linear(hidden_classifiers, weight).view(-1, self.out, self.fan_in, 1)
+            decoded = F.linear(hidden[own:], last.weight.flatten(1), last.bias).view(-1, self.out, self.fan_in, 1)
             decoded = self.class_layer_predictor(decoded).unsqueeze(-1)
             class_weights = [
                 tile(tensor * slot.scale, slot.shape) for slot, tensor in zip(classifiers, decoded, strict=True)
@@ -91,8 +105,8 @@ class ConvDecoder(nn.Module):
         out, fan_in, kh, kw = shape
         return min(out, self.out), min(fan_in, self.fan_in), min(kh, self.kernel), min(kw, self.kernel)
 
-    def _hidden(self, states_Nd: Tensor, slots: Sequence[_Taps]) -> Tensor:
-        """Return the first two layers' result, and a one for the third layer's bias, times the factors: (rows, 8d + 1)."""
+    def _hidden(self, states_Nd: Tensor, slots: Sequence[_Taps]) -> tuple[Tensor, Tensor]:
+        """Return the first two layers' result for each tap (rows, 8d), and the factors (rows, 1)."""
         by_kernel: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, slot in enumerate(slots):
             by_kernel[slot.kernel].append(i)
@@ -110,7 +124,7 @@ class ConvDecoder(nn.Module):
         source = torch.from_numpy(np.argsort(np.concatenate(rows))).to(states_Nd.device)
         hidden = F.relu(F.linear(F.relu(torch.cat(expanded)[source]), conv.weight.flatten(1), conv.bias))
         factors = hidden.new_tensor(np.repeat([slot.scale for slot in slots], taps))[:, None]
-        return torch.cat([hidden * factors, factors], dim=1)
+        return hidden, factors
 
 
 class VectorDecoder(nn.Module):
