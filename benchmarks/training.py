@@ -179,7 +179,7 @@ def cost_of_meta_batch(size: int) -> dict[str, float]:
 
     torch.set_num_threads(THREADS)
     hypernet = GHN()
-    pool = sample_architectures("train", 120, 1, image_size=16, channels=(16,), fc_dims=(32,))
+    pool = sample_architectures("train", 240, 1, image_size=16, channels=(16,), fc_dims=(32,))
     pool = [architecture for architecture in pool if len(architecture.graph) <= 150][:64]
     batch = torch.randn(8, 3, 16, 16), torch.randint(10, (8,))
 

@@ -35,9 +35,32 @@ def _example(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 @click.group(context_settings=_CONTEXT)
 @click.version_option(package_name="ghn")
+@click.option("--s3-endpoint", envvar="AWS_ENDPOINT_URL", help="Address of the S3 server (default: AWS).")
+@click.option("--s3-region", envvar="AWS_DEFAULT_REGION", help="Region of the buckets.")
+@click.option("--s3-path-style", is_flag=True, help="Name the bucket in the path, not in the host name.")
+@click.option("--cache", envvar="GHN_CACHE", help="Folder that keeps shards read from S3.")
+@click.option("--cache-gib", envvar="GHN_CACHE_GIB", type=click.FloatRange(min=0.001), help="Most it holds (50).")
 @click.pass_context
-def cli(context: click.Context) -> None:
-    """Predict neural network parameters with Graph HyperNetworks: shard, meta-train, register, evaluate, predict."""
+def cli(
+    context: click.Context,
+    s3_endpoint: str | None,
+    s3_region: str | None,
+    s3_path_style: bool,
+    cache: str | None,
+    cache_gib: float | None,
+) -> None:
+    """Predict neural network parameters with Graph HyperNetworks: shard, meta-train, register, evaluate, predict.
+
+    Credentials for S3 are found as AWS's own tools find them (variables, files, roles).
+    """
+    given = {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_DEFAULT_REGION": s3_region,
+        "GHN_S3_ADDRESSING": "path" if s3_path_style else None,
+        "GHN_CACHE": cache,
+        "GHN_CACHE_GIB": cache_gib,
+    }
+    os.environ.update({name: str(value) for name, value in given.items() if value})  # for processes started here, too
     tune_process()
     if os.environ.get("GHN_S3") and context.invoked_subcommand != "s3":
         from pipelines import embedded_s3
@@ -47,25 +70,46 @@ def cli(context: click.Context) -> None:
 
 @cli.group()
 def shard() -> None:
-    """Write images or architectures as WebDataset tar shards with a manifest."""
+    """Write images or architectures as WebDataset tar shards with a manifest; look at such sets."""
 
 
 @shard.command("images")
-@click.option("--source", required=True, help="`digits`, or a folder or zip with class folders.")
+@click.option(
+    "--source", required=True, help="`digits`, a folder or zip with class folders, ImageNet, a CIFAR archive."
+)
 @click.option("--out", required=True, help="Root of the shard set: s3://bucket/prefix or a folder.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the splits and the order.")
 @click.option("--shard-samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Images per shard.")
+@click.option("--shard-mib", type=click.IntRange(min=1), default=256, show_default=True, help="MiB per shard, at most.")
+@click.option(
+    "--val-fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Of the training images, where the source has no validation split.",
+)
 @click.option("--image-size", type=click.IntRange(8, 1024), help="Resize to so many pixels (default: keep the files).")
 @click.option("--limit", type=click.IntRange(min=1), help="Use only so many images in all.")
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="What to do about images that can not be read; both list them.",
+)
+@click.option(
+    "--check",
+    type=click.Choice(["decode", "quick"]),
+    default="decode",
+    show_default=True,
+    help="Decode every image, or look at headers, checksums and ends.",
+)
 @_example("ghn shard images --source digits --out s3://ghn/images --seed 0 --shard-samples 500")
-def shard_images_command(
-    source: str, out: str, seed: int, shard_samples: int, image_size: int | None, limit: int | None
-) -> None:
-    """Split an image source into train, val and test and shard each."""
+def shard_images_command(source: str, out: str, **options: Any) -> None:
+    """Split an image source into train, val and test and shard each; run it again to finish after a stop."""
     from pipelines.shards.jobs import shard_images
 
-    manifests = shard_images(source, out, seed=seed, shard_samples=shard_samples, image_size=image_size, limit=limit)
-    _print_manifests(out, manifests)
+    _print_manifests(out, shard_images(source, out, **options))
 
 
 @shard.command("deepnets")
@@ -75,16 +119,21 @@ def shard_images_command(
 @click.option("--out", required=True, help="Root of the shard sets: s3://bucket/prefix or a folder.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the sample (default: 0).")
 @click.option("--shard-samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Per shard.")
+@click.option("--part", metavar="N/COUNT", help="Write only this range of the shards, as one of COUNT machines.")
 @click.option("--num-classes", type=click.IntRange(min=2), default=10, show_default=True, help="Classifier width.")
 @click.option("--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Pixels.")
 @click.option("--channels", type=int, multiple=True, help="Initial channels to draw from (default: published rule).")
 @click.option("--fc-dims", type=int, multiple=True, help="Hidden classifier widths (default: published rule).")
 @click.option("--max-nodes", type=click.IntRange(min=2), help="Pass over architectures with larger graphs.")
 @_example("ghn shard deepnets --split train --count 1000 --out s3://ghn/deepnets --seed 0 --shard-samples 250")
-def shard_deepnets_command(splits: tuple[str, ...], out: str, hdf5: Path | None, **options: Any) -> None:
+def shard_deepnets_command(
+    splits: tuple[str, ...], out: str, hdf5: Path | None, part: str | None, **options: Any
+) -> None:
     """Sample architectures by the DeepNets-1M rules (or take the official ones) and shard them."""
     from pipelines.shards.jobs import shard_deepnets, shard_official_deepnets
+    from pipelines.shards.writer import Part
 
+    options["part"] = Part.parse(part) if part else None
     if hdf5 is None:
         if options["count"] is None:
             raise click.UsageError("give --count, or --from-hdf5 FILE for the official architectures")
@@ -95,6 +144,55 @@ def shard_deepnets_command(splits: tuple[str, ...], out: str, hdf5: Path | None,
             raise click.UsageError(f"{', '.join(given)} belong to the generator; leave them out with --from-hdf5")
         manifests = shard_official_deepnets(hdf5, splits, out, **options)
     _print_manifests(out, manifests)
+    for split in splits:
+        if split not in manifests:
+            click.echo(f"{out}/{split}: part {part} is stored; the manifest follows when all parts are")
+
+
+@shard.command("verify")
+@click.argument("url")
+@click.option("--deep", is_flag=True, help="Decode every image and build every graph, too.")
+@_example("ghn shard verify s3://ghn/deepnets")
+def shard_verify(url: str, deep: bool) -> None:
+    """Compare the shard set at URL, or all sets below it, with the manifests; the exit code is 5 if anything is wrong."""
+    from ghn.errors import DataError
+    from pipelines.shards.inspect import verify_sets
+
+    problems = verify_sets(url, deep=deep)
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        raise DataError(f"{url}: {len(problems)} problems, listed above; make the bad sets again")
+    click.echo(f"{url}: everything is as the manifests say")
+
+
+@shard.command("ls")
+@click.argument("url")
+@_example("ghn shard ls s3://ghn/deepnets/train")
+def shard_ls(url: str) -> None:
+    """List the shard set at URL, or all sets below it, shard by shard."""
+    from pipelines.shards.inspect import list_sets
+
+    list_sets(url, click.echo)
+
+
+@shard.command("stats")
+@click.argument("url")
+@click.option("--window", type=click.IntRange(min=1), default=8, show_default=True, help="Of the reading order.")
+@click.option("--lanes", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reading order.")
+@click.option("--sample", type=click.IntRange(min=1), default=2000, show_default=True, help="Samples to look into.")
+@click.option("--draw", type=PATH, help="SVG file for pictures of the distributions.")
+@_example("ghn shard stats s3://ghn/deepnets --draw deepnets.svg")
+def shard_stats(url: str, window: int, lanes: int, sample: int, draw: Path | None) -> None:
+    """Count samples, bytes, nodes and parameters of the sets at URL, and measure how well they are shuffled."""
+    from pipelines.shards.inspect import measure_sets
+    from pipelines.shards.statistics import draw_statistics, statistics_table
+
+    measured = measure_sets(url, window=window, lanes=lanes, sample=sample)
+    click.echo(statistics_table(measured))
+    if draw is not None:
+        draw_statistics(measured, draw)
+        click.echo(f"picture: {draw}")
 
 
 @cli.command()
@@ -102,12 +200,15 @@ def shard_deepnets_command(splits: tuple[str, ...], out: str, hdf5: Path | None,
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override; may be repeated.")
 @click.option("--run", type=PATH, default=Path("runs/train"), show_default=True, help="Folder of the run.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="End this session after so many steps in all.")
+@click.option("--on-bad-shard", type=click.Choice(["fail", "skip"]), help="What to do about missing or damaged shards.")
 @_example("ghn train --recipe cifar10 --set images.url=s3://ghn/cifar10 --set training.steps=1000 --run runs/cifar10")
-def train(recipe: str, overrides: tuple[str, ...], run: Path, stop_after: int | None) -> None:
+def train(recipe: str, overrides: tuple[str, ...], run: Path, stop_after: int | None, on_bad_shard: str | None) -> None:
     """Meta-train a hypernetwork; the same command again resumes after a stop or a kill."""
     from pipelines.settings import load_recipe
     from pipelines.training.launch import train as train_job
 
+    if on_bad_shard:
+        overrides += tuple(f"{section}.on_bad_shard={on_bad_shard}" for section in ("images", "architectures"))
     resolved = load_recipe(recipe, overrides)
     click.echo(resolved.to_toml())
     train_job(resolved, run, stop_after=stop_after)
@@ -269,9 +370,10 @@ def main() -> None:
 
 
 def _print_manifests(out: str, manifests: dict[str, Any]) -> None:
+    from pipelines.shards.inspect import describe
+
     for split, manifest in manifests.items():
-        size = sum(entry.bytes for entry in manifest.shards)
-        click.echo(f"{out}/{split}: {manifest.samples} samples in {len(manifest.shards)} shards, {size / 1e6:.2f} MB")
+        click.echo(f"{out}/{split}: {describe(manifest)}")
 
 
 if __name__ == "__main__":

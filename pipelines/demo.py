@@ -75,13 +75,13 @@ def demo(images: str, out: Path, *, tiny: bool = False) -> str:
 
 def _describe_images(images: str) -> dict[str, Any]:
     """Look at the images before anything starts: how many classes, and a name for the model."""
-    from pipelines.images import open_source
+    from pipelines.sources import open_source
 
     if images == "digits":
         return {"images": "digits", "num_classes": 10, "name": "ghn2-digits"}
     source = open_source(images, seed=0)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(images).resolve().stem)
-    return {"images": str(Path(images).resolve()), "num_classes": len(source.classes), "name": f"ghn2-{stem}"}
+    return {"images": str(Path(images).resolve()), "num_classes": len(source.listing.classes), "name": f"ghn2-{stem}"}
 
 
 def _clear(out: Path) -> None:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ghn import compiled
 from ghn.errors import DataError
-from pipelines.images import EXTENSIONS, Augmentation, fit
+from pipelines.sources.check import fit
+from pipelines.sources.folders import EXTENSIONS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 1 << 18  # values that are placed at once: they stay in a core's cache
 
+Augmentation = Literal["none", "shift", "crop_flip"]
 Decoded = tuple[np.ndarray, int]
 """Pixels (S, S, 3) uint8, and the class number."""
 
@@ -29,7 +31,7 @@ def decode(sample: dict[str, Any], size: int) -> Decoded:
     """Return the pixels and the class of one sample; the shorter side becomes ``size``, then the centre is cut out."""
     from PIL import Image
 
-    extension = next((key for key in sample if f".{key}" in EXTENSIONS), None)
+    extension = next((key for key in sample if key in EXTENSIONS), None)
     if extension is None or "cls" not in sample:
         raise DataError(f"sample {sample.get('__key__')} holds no image or no class; make the shard set again")
     with Image.open(io.BytesIO(sample[extension])) as image:

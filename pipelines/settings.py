@@ -39,6 +39,8 @@ class ImageSettings(_Section):
     mean: list[float] = Field(default=[0.5, 0.5, 0.5], min_length=3, max_length=3)
     std: list[float] = Field(default=[0.5, 0.5, 0.5], min_length=3, max_length=3)
     shuffle_window: int = Field(default=8, ge=1, description="shards that are shuffled together")
+    prefetch: int = Field(default=2, ge=0, le=64, description="shards that are read ahead of their turn")
+    on_bad_shard: Literal["fail", "skip"] = "fail"
 
 
 class ArchitectureSettings(_Section):
@@ -48,6 +50,8 @@ class ArchitectureSettings(_Section):
     channels: list[int] | None = None
     fc_dims: list[int] | None = None
     shuffle_window: int = Field(default=8, ge=1)
+    prefetch: int = Field(default=2, ge=0, le=64)
+    on_bad_shard: Literal["fail", "skip"] = "fail"
 
 
 class ModelSettings(_Section):
@@ -106,7 +110,9 @@ class Recipe(_Section):
     def digest(self) -> str:
         """SHA-256 of everything that decides the result; where shards lie and how often is saved do not."""
         data = self.model_dump()
-        del data["images"]["url"], data["architectures"]["url"]
+        for section in ("images", "architectures"):
+            for key in ("url", "prefetch", "on_bad_shard"):
+                del data[section][key]
         for key in ("checkpoint_every", "processes"):
             del data["training"][key]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -32,49 +32,45 @@ def architecture_record(architecture: Architecture) -> SampleRecord:
     return SampleRecord(
         key=f"{architecture.index:08d}",
         fields={"json": json.dumps(architecture.spec.to_json(), sort_keys=True, separators=(",", ":")).encode()},
+        position=architecture.index + 1,
         nodes=len(graph),
         parameters=sum([math.prod(parameter.shape) for node in graph.nodes for parameter in node.parameters]),
     )
 
 
 def sampled_records(
-    split: str, total: int, seed: int, widths: Mapping[str, Any], max_nodes: int | None
+    split: str, seed: int, widths: Mapping[str, Any], max_nodes: int | None, *, start: int, count: int
 ) -> Iterator[SampleRecord]:
-    """Yield the records of the first ``total`` architectures of a split that have at most ``max_nodes`` nodes."""
-    if split == "predefined":
-        yield from _block(split, seed, 0, total, widths, max_nodes)
-        return
+    """Yield ``count`` records of a split, from index ``start`` on, passing over graphs of more than ``max_nodes`` nodes."""
     processes = os.cpu_count() or 1
-    if total < _WORTH_PROCESSES or processes == 1:
-        blocks = (_block(split, seed, start, _BLOCK, widths, max_nodes) for start in itertools.count(0, _BLOCK))
-        yield from itertools.islice(itertools.chain.from_iterable(blocks), total)
+    if split == "predefined" or count < _WORTH_PROCESSES or processes == 1:
+        indices = range(start, start + count) if split == "predefined" else itertools.count(start)
+        blocks = (_records(split, seed, index, 1, widths, max_nodes) for index in indices)
+        yield from itertools.islice(itertools.chain.from_iterable(blocks), count)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare_worker) as pool:
         pending: deque[Future[list[SampleRecord]]] = deque()
-        starts = itertools.count(0, _BLOCK)
-        found = 0
-        while found < total:
+        starts = itertools.count(start, _BLOCK)
+        while count > 0:
             while len(pending) < 3 * processes:
-                pending.append(pool.submit(_listed, split, seed, next(starts), _BLOCK, dict(widths), max_nodes))
-            records = pending.popleft().result()[: total - found]
-            found += len(records)
+                pending.append(pool.submit(_records, split, seed, next(starts), _BLOCK, dict(widths), max_nodes))
+            records = pending.popleft().result()[:count]
+            count -= len(records)
             yield from records
         for future in pending:
             future.cancel()
 
 
-def _block(
+def _records(
     split: str, seed: int, start: int, count: int, widths: Mapping[str, Any], max_nodes: int | None
-) -> Iterator[SampleRecord]:
-    for index in range(start, start + count):
-        for architecture in sample_architectures(split, 1, seed, start=index, **widths):
-            if max_nodes is None or len(architecture.graph) <= max_nodes:
-                yield architecture_record(architecture)
-
-
-def _listed(*arguments: Any) -> list[SampleRecord]:
-    return list(_block(*arguments))
+) -> list[SampleRecord]:
+    return [
+        architecture_record(architecture)
+        for index in range(start, start + count)
+        for architecture in sample_architectures(split, 1, seed, start=index, **widths)  # one graph at a time
+        if max_nodes is None or len(architecture.graph) <= max_nodes
+    ]
 
 
 def _prepare_worker() -> None:

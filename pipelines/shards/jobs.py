@@ -5,62 +5,98 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ghn.deepnets import read_deepnets
 from ghn.errors import InputError
 from ghn.graph import GRAPH_REVISION
 from ghn.space import GENERATOR_VERSION, SPLITS
-from pipelines.images import ImageItem, open_source
-from pipelines.progress import Progress
+from pipelines.progress import Progress, emit
 from pipelines.shards.generate import architecture_record, sampled_records
+from pipelines.shards.image_records import OnBadImage, image_records
 from pipelines.shards.manifest import Manifest
-from pipelines.shards.writer import SampleRecord, find_finished, write_shards
+from pipelines.shards.writer import Part, Records, SampleRecord, SetWriter
+from pipelines.sources.check import Check
+from pipelines.sources.opening import VAL_FRACTION, open_source
 from pipelines.storage import open_store
+
+SHARD_MIB = 256
+
+
+class _Job(NamedTuple):
+    """One set, or a part of one: who writes it, its records from a position on, how many, and the first position."""
+
+    writer: SetWriter
+    records: Callable[[int], Records]
+    total: int
+    start: int = 0
 
 
 def shard_images(
-    source: str, out: str, *, seed: int, shard_samples: int, image_size: int | None = None, limit: int | None = None
+    source: str,
+    out: str,
+    *,
+    seed: int,
+    shard_samples: int,
+    shard_mib: int = SHARD_MIB,
+    image_size: int | None = None,
+    limit: int | None = None,
+    val_fraction: float = VAL_FRACTION,
+    on_bad_image: OnBadImage = "fail",
+    check: Check = "decode",
 ) -> dict[str, Manifest]:
     """Write the train, val and test splits of an image source below ``out``; return their manifests.
 
     Each sample holds the encoded image (its extension) and ``cls``, the class number in ASCII. All shard sets are
     checked before the first is written.
+
+    Args:
+        source: see :func:`pipelines.sources.open_source`, also for ``seed``, ``image_size``, ``limit``,
+            ``val_fraction`` and ``check``.
+        out: root of the shard sets.
+        seed: of splits and order.
+        shard_samples: most images of a shard.
+        shard_mib: most MiB of a shard (of more than one image).
+        image_size: pixels to resize to, ``None`` for the original bytes.
+        limit: use only so many images.
+        val_fraction: of the training images.
+        on_bad_image: ``fail`` ends the job with a list of the images that can not be read; ``skip`` leaves them out and
+            lists them in the manifest.
+        check: how thoroughly images are looked at.
+
     """
-    images = open_source(source, seed=seed, image_size=image_size, limit=limit)
+    if shard_mib < 1:
+        raise InputError(f"shard-mib={shard_mib}: give at least 1")
+    images = open_source(source, seed=seed, image_size=image_size, limit=limit, val_fraction=val_fraction, check=check)
     jobs = []
-    for split, items in images.splits.items():
-        store = open_store(f"{out.rstrip('/')}/{split}")
+    for split, indices in images.splits.items():
         facts = {
             "kind": "images",
             "split": split,
-            "source": images.name,
+            "source": images.listing.name,
             "seed": seed,
-            "classes": list(images.classes),
+            "classes": list(images.listing.classes),
             "request": {
                 "image_size": image_size,
                 "limit": limit,
+                "val_fraction": val_fraction,
                 "listing_sha256": images.digest,
                 "shard_samples": shard_samples,
+                "shard_mib": shard_mib,
+                "on_bad_image": on_bad_image,
             },
         }
-        find_finished(store, facts)
-        jobs.append((split, store, facts, items))
-    manifests = {}
-    with Progress("shard images", sum(len(items) for *_, items in jobs), unit="image") as progress:
-        for split, store, facts, items in jobs:
-            records = _image_records(items, progress)
-            manifests[split] = write_shards(store, records, shard_samples=shard_samples, facts=facts)
-    return manifests
+        writer = SetWriter(
+            open_store(f"{out.rstrip('/')}/{split}"), facts, shard_samples=shard_samples, shard_bytes=shard_mib << 20
+        )
 
+        def records(start: int, indices: Any = indices) -> Records:
+            return image_records(images, indices, start, on_bad_image)
 
-def _image_records(items: Sequence[ImageItem], progress: Progress) -> Iterator[SampleRecord]:
-    for number, item in enumerate(items):
-        fields = {item.extension: item.load(), "cls": str(item.label).encode()}
-        yield SampleRecord(key=f"{number:08d}", fields=fields)
-        progress.update()
+        jobs.append(_Job(writer, records, len(indices)))
+    return _run("shard images", "image", jobs)
 
 
 def shard_deepnets(
@@ -75,11 +111,13 @@ def shard_deepnets(
     channels: Sequence[int] | None = None,
     fc_dims: Sequence[int] | None = None,
     max_nodes: int | None = None,
+    part: Part | None = None,
 ) -> dict[str, Manifest]:
     """Sample ``count`` architectures of each split (``predefined`` has two) and write them below ``out``.
 
     With ``max_nodes``, architectures with larger graphs are passed over (their indices stay unused): a short training run
-    may want cheap networks; the evaluated splits should stay whole.
+    may want cheap networks; the evaluated splits should stay whole. With ``part``, only that range of the shards is written;
+    manifests of splits whose other parts are missing are left out of the result.
 
     Each sample holds ``json``, the specification; its graph follows from it by ``graph_revision``.
     """
@@ -91,20 +129,24 @@ def shard_deepnets(
         "channels": list(channels) if channels else None,
         "fc_dims": list(fc_dims) if fc_dims else None,
     }
-
     jobs = []
     for split in splits:
         if split not in SPLITS:
             raise InputError(f"unknown split {split!r}; splits are {', '.join(SPLITS)}")
         total = min(count, 2) if split == "predefined" else count
         facts = {
+            "split": split,
             "source": "DeepNets-1M generator",
             "seed": seed,
             "generator_version": GENERATOR_VERSION,
             "request": {**widths, "count": total, "shard_samples": shard_samples, "max_nodes": max_nodes},
         }
-        jobs.append((split, facts, total, sampled_records(split, total, seed, widths, max_nodes)))
-    return _write_deepnets(out, jobs, shard_samples)
+
+        def records(start: int, missing: int, split: str = split) -> Iterator[SampleRecord]:
+            return sampled_records(split, seed, widths, max_nodes, start=start, count=missing)
+
+        jobs.append(_deepnets_job(out, facts, total, shard_samples, part, records, indexed=max_nodes is None))
+    return _run("shard deepnets", "architecture", jobs)
 
 
 def shard_official_deepnets(
@@ -116,6 +158,7 @@ def shard_official_deepnets(
     shard_samples: int,
     num_classes: int = 10,
     image_size: int = 32,
+    part: Part | None = None,
 ) -> dict[str, Manifest]:
     """Write splits of an official DeepNets-1M file (the first ``count`` networks of each, or all) below ``out``.
 
@@ -135,30 +178,73 @@ def shard_official_deepnets(
             "shard_samples": shard_samples,
             "specifications_sha256": digest.hexdigest(),
         }
-        facts = {"source": Path(hdf5).name, "seed": 0, "request": request}
-        jobs.append((split, facts, len(nets), map(architecture_record, nets)))
-    return _write_deepnets(out, jobs, shard_samples)
+        facts = {"split": split, "source": Path(hdf5).name, "seed": 0, "request": request}
+
+        def records(start: int, missing: int, nets: Any = nets) -> Iterator[SampleRecord]:
+            return map(architecture_record, nets[start : start + missing])
+
+        jobs.append(_deepnets_job(out, facts, len(nets), shard_samples, part, records, indexed=True))
+    return _run("shard deepnets", "architecture", jobs)
 
 
-def _write_deepnets(
-    out: str, jobs: Sequence[tuple[str, dict[str, Any], int, Iterator[SampleRecord]]], shard_samples: int
-) -> dict[str, Manifest]:
-    """Write the records of each (split, facts, number, records); all sets are checked before the first."""
-    stores = []
-    for split, facts, _, _ in jobs:
-        store = open_store(f"{out.rstrip('/')}/{split}")
-        facts.update({"kind": "deepnets", "split": split, "graph_revision": GRAPH_REVISION})
-        find_finished(store, facts)
-        stores.append(store)
-    manifests = {}
-    with Progress("shard deepnets", sum(total for _, _, total, _ in jobs), unit="architecture") as progress:
-        for store, (split, facts, _, records) in zip(stores, jobs, strict=True):
-            counted = _counted(records, progress)
-            manifests[split] = write_shards(store, counted, shard_samples=shard_samples, facts=facts)
+def _deepnets_job(
+    out: str,
+    facts: dict[str, Any],
+    total: int,
+    shard_samples: int,
+    part: Part | None,
+    records: Callable[[int, int], Iterator[SampleRecord]],
+    *,
+    indexed: bool,
+) -> _Job:
+    """Return the job for a part of a split.
+
+    Args:
+        out: root of the shard sets.
+        facts: of the manifest.
+        total: architectures of the split.
+        shard_samples: architectures of a shard.
+        part: what to write of it.
+        records: from (index, number) to so many records from that index on.
+        indexed: whether record i has index i. Else a part has to count through those of the parts before it.
+
+    """
+    facts.update({"kind": "deepnets", "graph_revision": GRAPH_REVISION})
+    part = part or Part()
+    shards = part.shards(-(-total // shard_samples)) if shard_samples > 0 else range(0)
+    first, last = shards.start * shard_samples, min(total, shards.stop * shard_samples)
+    store = open_store(f"{out.rstrip('/')}/{facts['split']}")
+    writer = SetWriter(store, facts, shard_samples=shard_samples, part=part, first_shard=shards.start)
+    missing = last - first - writer.done
+
+    def rest(start: int) -> Iterator[SampleRecord]:
+        if indexed or writer.done:
+            yield from records(start, missing)
+            return
+        for number, record in enumerate(records(0, last)):
+            if number >= first:
+                yield record
+
+    return _Job(writer, rest, last - first, first if indexed else 0)
+
+
+def _run(name: str, unit: str, jobs: Sequence[_Job]) -> dict[str, Manifest]:
+    """Write all sets; each was compared with what is stored before the first is written."""
+    manifests: dict[str, Manifest] = {}
+    done = sum(min(job.writer.done, job.total) for job in jobs)
+    with Progress(name, sum(job.total for job in jobs), unit=unit, initial=done) as progress:
+        for job in jobs:
+
+            def counted(start: int, job: _Job = job) -> Records:
+                for record in job.records(start):
+                    yield record
+                    progress.update()
+
+            manifest = job.writer.write(counted, start=job.start)
+            if manifest is not None:
+                manifests[manifest.split] = manifest
+                if manifest.rejected:
+                    emit(
+                        "rejected", split=manifest.split, count=len(manifest.rejected), first=manifest.rejected[0].name
+                    )
     return manifests
-
-
-def _counted(records: Iterator[SampleRecord], progress: Progress) -> Iterator[SampleRecord]:
-    for record in records:
-        yield record
-        progress.update()

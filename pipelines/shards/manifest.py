@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ghn.errors import DataError, InputError
 from pipelines.storage import Store
@@ -20,12 +20,21 @@ class ShardEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
-    bytes: int
-    sha256: str
-    samples: int
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar$")
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    samples: int = Field(ge=1)
     nodes: int | None = None
     parameters: int | None = None
+
+
+class Rejection(BaseModel):
+    """One item of the source that could not be read and was left out, by its name in the source."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    reason: str
 
 
 class Manifest(BaseModel):
@@ -47,6 +56,7 @@ class Manifest(BaseModel):
     request: dict[str, Any]
     samples: int
     shards: list[ShardEntry]
+    rejected: list[Rejection] = []
 
     def encode(self) -> bytes:
         """Return the file's bytes (sorted keys: equal manifests are equal bytes)."""
@@ -57,8 +67,8 @@ class Manifest(BaseModel):
         return hashlib.sha256(self.encode()).hexdigest()
 
 
-def read_manifest(store: Store, kind: Literal["images", "deepnets"]) -> Manifest:
-    """Read and check the manifest of a shard set.
+def read_manifest(store: Store, kind: Literal["images", "deepnets"] | None = None) -> Manifest:
+    """Read and check the manifest of a shard set (of any kind, if none is given).
 
     Raises:
         InputError: if there is none, or it describes another kind of shard set.
@@ -69,7 +79,7 @@ def read_manifest(store: Store, kind: Literal["images", "deepnets"]) -> Manifest
         content = store.read(MANIFEST_NAME)
     except FileNotFoundError:
         raise InputError(
-            f"no shard set at {store.root}: it has no {MANIFEST_NAME}; make it with `ghn shard {kind}` "
+            f"no shard set at {store.root}: it has no {MANIFEST_NAME}; make it with `ghn shard {kind or 'images'}` "
             "(an interrupted job leaves none: run it again)"
         ) from None
     try:
@@ -80,7 +90,7 @@ def read_manifest(store: Store, kind: Literal["images", "deepnets"]) -> Manifest
         raise DataError(
             f"{store.url(MANIFEST_NAME)} is damaged or of another version: {where}: {first['msg']}"
         ) from error
-    if manifest.kind != kind:
+    if kind not in (None, manifest.kind):
         raise InputError(f"{store.root} holds {manifest.kind} shards, but {kind} shards are needed")
     if manifest.samples < 1:
         raise DataError(f"{store.root} holds no samples; make the shard set again")

@@ -1,4 +1,6 @@
-"""Read the samples of a tar that is in memory.
+"""Tars in memory: write samples, and read them.
+
+Times, owners and modes are fixed, so that equal samples are equal bytes.
 
 For shards of small files webdataset's stream reader takes longer than decoding an image; here members are sliced out of the
 bytes. Archives with anything but plain files and short names are left to webdataset.
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 import io
 import struct
+import tarfile
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _BLOCK = 512
@@ -15,6 +19,19 @@ _HEADER = struct.Struct(
     "100s 24x 11s 21x 1s 188x 1s"
 )  # name, size in octal digits, kind, first byte of the name's prefix
 _PLAIN = (b"0", b"\0")  # kinds of a regular file
+
+
+def write_samples(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> bytes:
+    """Return a tar of samples, each a key and its fields by extension; equal samples give equal bytes."""
+    chunks, size = [], 0
+    for key, fields in samples:
+        for extension, content in sorted(fields.items()):
+            member = tarfile.TarInfo(f"{key}.{extension}")
+            member.size, member.mode, member.uname, member.gname = len(content), 0o644, "ghn", "ghn"
+            chunks += [member.tobuf(tarfile.USTAR_FORMAT), content, bytes(-len(content) % _BLOCK)]
+            size += _BLOCK + len(content) + len(chunks[-1])
+    size += 2 * _BLOCK
+    return b"".join([*chunks, bytes(2 * _BLOCK + -size % tarfile.RECORDSIZE)])
 
 
 def read_samples(content: bytes, name: str) -> list[dict[str, Any]]:

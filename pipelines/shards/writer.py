@@ -1,102 +1,297 @@
-"""Write a shard set: byte-identical for the same request, resumable, published by its manifest alone."""
+"""Write a shard set: byte-identical for the same request, resumable, published by its manifest alone.
+
+A set is written by one process or by several, each of which takes a *part*: a range of shards. A part's journal says which
+of its shards are stored and where its source goes on; it is brought up to date every few seconds, so a job that was
+killed repeats no more than that. Whoever finishes last puts the journals together to the manifest and removes them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import io
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-from ghn.errors import InputError
-from pipelines.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ghn.errors import InputError, StorageError
+from pipelines.progress import emit
+from pipelines.shards.manifest import MANIFEST_NAME, Manifest, Rejection, ShardEntry, read_manifest
+from pipelines.shards.tar import write_samples
 from pipelines.storage import Store
 
-Sample = dict[str, bytes]
-"""Fields of one sample by extension; values are encoded already."""
+JOURNAL_PREFIX = "journal-"
+_JOURNAL_S = 3.0
+_UPLOADS = 2  # shards that travel while the next one is made; each is in memory
+_MEMBER_BYTES = 1024  # at most: a member's header, and what rounds its content up to whole blocks
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRecord:
-    """One sample to store: a unique key, its fields, and numbers to add up in the manifest."""
+    """One sample to store: a unique key, its encoded fields by extension, and numbers to add up in the manifest.
+
+    ``position`` is where the source goes on after this sample.
+    """
 
     key: str
-    fields: Sample
+    fields: dict[str, bytes]
+    position: int
     nodes: int | None = None
     parameters: int | None = None
 
 
+Records = Iterator[SampleRecord | Rejection]
+"""What a source gives, in its final order."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which range of a set's shards a process writes: part ``number`` (from 1) of ``count``."""
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count <= 99_999:
+            raise InputError(f"part {self.number}/{self.count}: give a number from 1 to the count, as in 3/16")
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read ``3/16``."""
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal()):
+            raise InputError(f"part {text!r}: write it as 3/16")
+        return cls(int(number), int(count))
+
+    def shards(self, total: int) -> range:
+        """Return the part's shards of so many in all."""
+        return range(total * (self.number - 1) // self.count, total * self.number // self.count)
+
+    @property
+    def journal(self) -> str:
+        """Key of the part's journal."""
+        return f"{JOURNAL_PREFIX}{self.number:05d}-of-{self.count:05d}.json"
+
+
+class _Journal(BaseModel):
+    """What is stored of one part of a set, and where its source goes on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request: str
+    finished: bool = False
+    position: int = 0
+    shards: list[ShardEntry] = []
+    rejected: list[Rejection] = []
+
+
 @dataclass(kw_only=True)
 class _Shard:
-    records: list[SampleRecord] = field(default_factory=list)
+    """Samples of one shard, and what was rejected before them."""
 
-    def encode(self) -> bytes:
-        """Return the tar: fixed times, owners and modes, so that equal samples are equal bytes."""
-        import webdataset
-
-        stream = io.BytesIO()
-        writer = webdataset.TarWriter(stream, encoder=False, mtime=0, user="ghn", group="ghn", mode=0o644)
-        for record in self.records:
-            writer.write({"__key__": record.key, **record.fields})
-        writer.close()
-        return stream.getvalue()
+    name: str
+    records: list[SampleRecord] = dataclasses.field(default_factory=list)
+    rejected: list[Rejection] = dataclasses.field(default_factory=list)
 
     def total(self, name: str) -> int | None:
         values = [getattr(record, name) for record in self.records]
-        return None if not values or values[0] is None else sum(values)
+        return None if values[0] is None else sum(values)
 
 
-def write_shards(
-    store: Store,
-    records: Iterable[SampleRecord],
-    *,
-    shard_samples: int,
-    facts: dict[str, Any],
-) -> Manifest:
-    """Write records into shards of at most ``shard_samples`` and, last, the manifest.
+class SetWriter:
+    """Writer of one shard set, or of a part of it.
 
-    A shard that is stored already with the same size is compared by content and left alone, so running an interrupted
-    job again finishes what is missing. A finished set made by the same request is returned at once; one made by another
-    request is never overwritten.
+    A finished set made by the same request is left alone; one made by another request is never overwritten.
 
     Args:
         store: where the set goes.
-        records: in their final order.
-        shard_samples: samples per shard (>= 1).
-        facts: the manifest's other fields.
+        facts: the manifest's fields but for ``samples``, ``shards`` and ``rejected``.
+        shard_samples: most samples of a shard (>= 1).
+        shard_bytes: most bytes of a shard that has more than one sample.
+        part: which part of the set this is.
+        first_shard: number of the part's first shard.
 
     Raises:
-        InputError: if there are no records, or ``store`` holds a set made by another request.
+        InputError: if ``store`` holds a set made by another request.
+
+    Attributes:
+        manifest: of the finished set, ``None`` if it is not finished.
+        done: samples of this part that are stored.
 
     """
-    if shard_samples < 1:
-        raise InputError(f"shard-samples={shard_samples}: give at least 1")
-    if existing := find_finished(store, facts):
-        return existing
-    entries = []
-    for number, shard in enumerate(_batches(records, shard_samples)):
-        content = shard.encode()
-        name = f"{facts['kind']}-{facts['split']}-{number:06d}.tar"
-        if store.size(name) != len(content) or store.read(name) != content:
-            store.write(name, content)
-        entries.append(
-            ShardEntry(
-                name=name,
-                bytes=len(content),
-                sha256=hashlib.sha256(content).hexdigest(),
-                samples=len(shard.records),
-                nodes=shard.total("nodes"),
-                parameters=shard.total("parameters"),
-            )
+
+    def __init__(
+        self,
+        store: Store,
+        facts: dict[str, Any],
+        *,
+        shard_samples: int,
+        shard_bytes: int | None = None,
+        part: Part | None = None,
+        first_shard: int = 0,
+    ) -> None:
+        if shard_samples < 1:
+            raise InputError(f"shard-samples={shard_samples}: give at least 1")
+        self.store, self.facts = store, facts
+        self.shard_samples, self.shard_bytes = shard_samples, shard_bytes or 1 << 62
+        self.part, self.first_shard = part or Part(), first_shard
+        self._request = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        self._saved = time.monotonic()
+        self.manifest = find_finished(store, facts)
+        self._journal = self._read_journal(self.part) or _Journal(request=self._request)
+
+    @property
+    def done(self) -> int:
+        """Samples that were stored before this process began."""
+        shards = self._journal.shards if self.manifest is None else self.manifest.shards
+        return sum(entry.samples for entry in shards)
+
+    def write(self, records: Callable[[int], Records], *, start: int = 0) -> Manifest | None:
+        """Write what is missing; return the manifest, or ``None`` as long as other parts are not finished.
+
+        Args:
+            records: from a position of the source to its records from there on.
+            start: position of the part's first record.
+
+        Raises:
+            InputError: if the whole set would hold no samples.
+
+        """
+        if self.manifest is None and not self._journal.finished:
+            position = self._journal.position if self._journal.shards else start
+            self._write_part(records(position))
+        if self.manifest is None:
+            self.manifest = self._publish()
+        if self.manifest is not None:
+            self._clean(self.manifest)
+        return self.manifest
+
+    def _write_part(self, records: Records) -> None:
+        journal, behind = self._journal, list[Rejection]()
+        with ThreadPoolExecutor(_UPLOADS) as pool:
+            pending: deque[tuple[Future[ShardEntry], _Shard]] = deque()
+            try:
+                for shard in self._cut(records, behind):
+                    pending.append((pool.submit(self._store_shard, shard), shard))
+                    if len(pending) > _UPLOADS:
+                        self._settle(pending)
+            finally:  # also when the source fails: what is on its way is kept
+                while pending:
+                    self._settle(pending)
+                if journal.shards:
+                    self._save_journal()
+        journal.rejected += behind
+        journal.finished = True
+        if journal.shards or self.part.count > 1:
+            self._save_journal()
+
+    def _cut(self, records: Records, behind: list[Rejection]) -> Iterator[_Shard]:
+        """Yield shards; what is rejected behind the last sample goes to ``behind``."""
+        number = self.first_shard + len(self._journal.shards)
+        held = 0
+        shard = _Shard(name=self._name(number))
+        for record in records:
+            if isinstance(record, Rejection):
+                behind.append(record)
+                continue
+            size = sum(len(value) + _MEMBER_BYTES for value in record.fields.values())
+            if shard.records and (len(shard.records) == self.shard_samples or held + size > self.shard_bytes):
+                yield shard
+                number, held = number + 1, 0
+                shard = _Shard(name=self._name(number))
+            shard.rejected += behind
+            behind.clear()
+            shard.records.append(record)
+            held += size
+        if shard.records:
+            yield shard
+
+    def _name(self, number: int) -> str:
+        return f"{self.facts['kind']}-{self.facts['split']}-{number:06d}.tar"
+
+    def _store_shard(self, shard: _Shard) -> ShardEntry:
+        """Encode and store a shard, unless it is there already."""
+        content = write_samples((record.key, record.fields) for record in shard.records)
+        if self.store.size(shard.name) != len(content) or self.store.read(shard.name) != content:
+            self.store.write(shard.name, content)
+        return ShardEntry(
+            name=shard.name,
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            samples=len(shard.records),
+            nodes=shard.total("nodes"),
+            parameters=shard.total("parameters"),
         )
-    if not entries:
-        raise InputError(f"nothing to write to {store.root}: the source has no samples for split {facts['split']!r}")
-    manifest = Manifest(**facts, samples=sum(entry.samples for entry in entries), shards=entries)
-    for key in store.list():  # what an interrupted job with another request left behind
-        if key.endswith(".tar") and key not in {entry.name for entry in entries}:
-            store.delete(key)
-    store.write(MANIFEST_NAME, manifest.encode())
-    return manifest
+
+    def _settle(self, pending: deque[tuple[Future[ShardEntry], _Shard]]) -> None:
+        """Wait for the oldest upload. If it failed it stays the oldest: no shard behind it gets into the journal."""
+        entry, shard = pending[0]
+        self._journal.shards.append(entry.result())
+        pending.popleft()
+        self._journal.rejected += shard.rejected
+        self._journal.position = shard.records[-1].position
+        if time.monotonic() - self._saved > _JOURNAL_S:
+            self._save_journal()
+
+    def _save_journal(self) -> None:
+        self.store.write(self.part.journal, self._journal.model_dump_json().encode())
+        self._saved = time.monotonic()
+
+    def _read_journal(self, part: Part) -> _Journal | None:
+        """Return a part's journal, ``None`` if there is none of this request or its shards are gone."""
+        try:
+            journal = _Journal.model_validate_json(self.store.read(part.journal))
+        except (FileNotFoundError, ValidationError):
+            return None
+        if journal.request != self._request:
+            return None
+        return journal
+
+    def _publish(self) -> Manifest | None:
+        """Put all parts together, if all are finished, and write the manifest."""
+        parts = [Part(number, self.part.count) for number in range(1, self.part.count + 1)]
+        journals = [self._journal if part == self.part else self._read_journal(part) for part in parts]
+        unfinished = [
+            part.number for part, journal in zip(parts, journals, strict=True) if not journal or not journal.finished
+        ]
+        if unfinished:  # unless another process has just published the set, and removed the journals
+            manifest = find_finished(self.store, self.facts)
+            if manifest is None:
+                emit("part", part=self.part.number, of=self.part.count, waiting_for=unfinished[:20])
+            return manifest
+        shards = [entry for journal in journals if journal for entry in journal.shards]
+        if not shards:
+            raise InputError(
+                f"nothing to write to {self.store.root}: the source has no samples for split {self.facts['split']!r}"
+            )
+        present = set(self.store.list())
+        if gone := [entry.name for entry in shards if entry.name not in present]:
+            for part in parts:
+                self.store.delete(part.journal)
+            raise StorageError(
+                f"{self.store.url(gone[0])} was stored but is gone ({len(gone)} shards in all); run the same command again"
+            )
+        manifest = Manifest(
+            **self.facts,
+            samples=sum(entry.samples for entry in shards),
+            shards=shards,
+            rejected=[item for journal in journals if journal for item in journal.rejected],
+        )
+        self.store.write(MANIFEST_NAME, manifest.encode())
+        return manifest
+
+    def _clean(self, manifest: Manifest) -> None:
+        """Remove journals, and what jobs that were killed or had another request left behind."""
+        known = {entry.name for entry in manifest.shards}
+        for key in self.store.list():
+            if "/" not in key and (key.startswith(JOURNAL_PREFIX) or (key.endswith(".tar") and key not in known)):
+                self.store.delete(key)
+        self.store.remove_unfinished()
 
 
 def find_finished(store: Store, facts: dict[str, Any]) -> Manifest | None:
@@ -116,14 +311,3 @@ def find_finished(store: Store, facts: dict[str, Any]) -> Manifest | None:
                 "choose another --out, or remove that set first"
             )
     return manifest
-
-
-def _batches(records: Iterable[SampleRecord], size: int) -> Iterator[_Shard]:
-    shard = _Shard()
-    for record in records:
-        shard.records.append(record)
-        if len(shard.records) == size:
-            yield shard
-            shard = _Shard()
-    if shard.records:
-        yield shard

@@ -20,8 +20,8 @@ from ghn.errors import InputError
 from ghn.genotype import ArchitectureSpec
 from ghn.space import redraw_widths
 from pipelines.image_batch import Decoded, decode, to_batch
-from pipelines.settings import Recipe
-from pipelines.shards.reader import ReaderState, ShardReader, open_reader
+from pipelines.settings import ArchitectureSettings, ImageSettings, Recipe
+from pipelines.shards.reader import Kind, ReaderState, ShardReader, open_reader
 
 _AUGMENT_STREAM, _WIDTH_STREAM = 1, 2
 _PIXELS = "__pixels__"
@@ -49,10 +49,8 @@ class MetaBatches:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         seed, images, deepnets = recipe.training.seed, recipe.images, recipe.architectures
-        self.images: ShardReader = open_reader(images.url, "train", "images", seed=seed, window=images.shuffle_window)
-        self.deepnets: ShardReader = open_reader(
-            deepnets.url, "train", "deepnets", seed=seed, window=deepnets.shuffle_window
-        )
+        self.images = _open(images, "images", seed)
+        self.deepnets = _open(deepnets, "deepnets", seed)
         self._recent: OrderedDict[Spec, Architecture] = OrderedDict()
         self._check()
 
@@ -85,6 +83,22 @@ class MetaBatches:
     def manifests(self) -> dict[str, str]:
         """Return the SHA-256 of both manifests."""
         return {"images": self.images.manifest.digest(), "deepnets": self.deepnets.manifest.digest()}
+
+    def reading(self) -> dict[str, Any]:
+        """Return what both readers did since the start of this process, for the metrics.
+
+        Seconds of waiting for shards, megabytes read, megabytes per second of reading, and what was skipped, if anything.
+        """
+        readers = [self.images.metrics, self.deepnets.metrics]
+        megabytes, seconds = (sum(getattr(m, name) for m in readers) for name in ("bytes", "fetch_s"))
+        row: dict[str, Any] = {
+            "read_stall_s": round(sum(m.stall_s for m in readers), 4),
+            "read_mb": round(megabytes / 1e6, 3),
+            "read_mb_per_s": round(megabytes / 1e6 / seconds, 2) if seconds else None,
+        }
+        if bad := [name for m in readers for name in m.bad_shards]:
+            row |= {"bad_shards": bad, "replaced_samples": sum(m.replaced for m in readers)}
+        return row
 
     def take(self, step: int) -> MetaBatch:
         """Return the data of one step; steps are taken in order."""
@@ -121,6 +135,18 @@ class MetaBatches:
         if len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
         return architecture
+
+
+def _open(settings: ImageSettings | ArchitectureSettings, kind: Kind, seed: int) -> ShardReader:
+    return open_reader(
+        settings.url,
+        "train",
+        kind,
+        seed=seed,
+        window=settings.shuffle_window,
+        prefetch=settings.prefetch,
+        on_bad_shard=settings.on_bad_shard,
+    )
 
 
 def read_architectures(root: str, split: str) -> list[Architecture]:

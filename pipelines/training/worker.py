@@ -152,7 +152,7 @@ class _Rank:
                         if math.isnan(accuracy)
                         else _WINDOW * accuracy + (1 - _WINDOW) * row["accuracy"]
                     )
-                self._log(row)
+                self._log(row | self.batches.reading())
                 progress.update(
                     loss=round(loss, 3), acc=f"{100 * accuracy:.1f}%", archs_per_s=row["architectures_per_s"]
                 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ghn import GHN, GHNConfig, sample_architectures, save_checkpoint
-from tests.unit.test_images import make_folder
+from tests.images import make_folder
 
 GHN_COMMAND = str(Path(sys.executable).with_name("ghn"))
 COMMANDS = (

@@ -1,0 +1,76 @@
+"""From the images of a source to the samples of its shards, loaded and checked by several threads."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+
+from ghn.errors import InputError
+from pipelines.progress import emit
+from pipelines.shards.manifest import Rejection
+from pipelines.shards.writer import SampleRecord
+from pipelines.sources.opening import ImageSource, UnreadableImageError
+
+OnBadImage = Literal["fail", "skip"]
+_AHEAD = 4  # images on their way for each thread
+_SHOWN = 10
+
+
+def image_records(
+    source: ImageSource, indices: np.ndarray, start: int, on_bad_image: OnBadImage
+) -> Iterator[SampleRecord | Rejection]:
+    """Yield the samples of a split in order, from a position on; decoding and reading take all cores.
+
+    Raises:
+        InputError: with ``fail``, if images can not be read. All others are looked at first, so that the message counts and
+            the progress lists every one of them.
+
+    """
+    bad: list[UnreadableImageError] = []
+    for position, result in _loaded(source, indices, start):
+        if isinstance(result, UnreadableImageError):
+            bad.append(result)
+            emit("unreadable", image=result.name, reason=result.reason)
+            if on_bad_image == "skip":
+                yield Rejection(name=result.name, reason=result.reason)
+        elif on_bad_image == "skip" or not bad:
+            content, extension = result
+            label = int(source.listing.labels[indices[position]])
+            fields = {extension: content, "cls": str(label).encode()}
+            yield SampleRecord(key=f"{position:08d}", fields=fields, position=position + 1)
+    if len(bad) == 1 and on_bad_image == "fail":
+        raise bad[0]
+    if bad and on_bad_image == "fail":
+        listed = "; ".join(f"{error.name} ({error.reason})" for error in bad[:_SHOWN])
+        more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise InputError(
+            f"{len(bad)} images in {source.listing.name} can not be read: {listed}{more}; repair or remove them, or leave "
+            "them out with --on-bad-image skip"
+        )
+
+
+def _loaded(
+    source: ImageSource, indices: np.ndarray, start: int
+) -> Iterator[tuple[int, tuple[bytes, str] | UnreadableImageError]]:
+    def load(position: int) -> tuple[bytes, str] | UnreadableImageError:
+        try:
+            return source.load(int(indices[position]))
+        except UnreadableImageError as error:
+            return error
+
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[tuple[int, Future[tuple[bytes, str] | UnreadableImageError]]] = deque()
+        for position in range(start, len(indices)):
+            pending.append((position, pool.submit(load, position)))
+            if len(pending) > threads * _AHEAD:
+                first, future = pending.popleft()
+                yield first, future.result()
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result()

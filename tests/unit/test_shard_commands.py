@@ -1,0 +1,111 @@
+"""`ghn shard verify`, `ls` and `stats`, and the options for storage, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ghn.errors import DataError, InputError
+from pipelines.cli import cli
+from pipelines.shards.inspect import verify_sets
+from pipelines.shards.jobs import shard_deepnets, shard_images
+from pipelines.storage import LocalStore
+from tests.images import make_folder
+from tests.shard_sets import FACTS, SampleRecord, write_shards
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    shard_images(str(make_folder(root / "source", per_class=20)), f"{root}/sets/images", seed=0, shard_samples=8)
+    options = {"image_size": 16, "channels": (8,), "fc_dims": (32,)}
+    shard_deepnets(["val", "deep"], f"{root}/sets/deepnets", count=5, seed=0, shard_samples=3, **options)
+    return root / "sets"
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, list(arguments))
+    return result.exit_code, result.output if result.exception is None else f"{result.output}{result.exception}"
+
+
+def test_whole_sets_pass_verification(sets: Path) -> None:
+    for url in (sets, sets / "images", sets / "deepnets" / "val"):
+        assert verify_sets(str(url)) == verify_sets(str(url), deep=True) == []
+    code, output = run("shard", "verify", str(sets))
+    assert code == 0 and "everything is as the manifests say" in output
+
+
+def test_everything_wrong_is_listed(tmp_path: Path, sets: Path) -> None:
+    subprocess.run(["cp", "-r", str(sets), str(tmp_path / "sets")], check=True)
+    train = tmp_path / "sets" / "images" / "train"
+    shards = sorted(train.glob("*.tar"))
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes()[:-1])
+    (train / "images-train-000099.tar").write_bytes(b"left over")
+    manifest = tmp_path / "sets" / "deepnets" / "val" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["shards"][0]["nodes"] += 1
+    content["samples"] += 1
+    manifest.write_text(json.dumps(content))
+    problems = "\n".join(verify_sets(str(tmp_path / "sets"), deep=True))
+    for expected in (
+        f"{shards[0].name} is missing",
+        f"{shards[1].name} is damaged",
+        "images-train-000099.tar does not belong",
+        "nodes and",
+        "do not add up to 6",
+    ):
+        assert expected in problems
+    assert len(problems.splitlines()) == 5
+    with pytest.raises(DataError, match="5 problems"):
+        cli.main(["shard", "verify", str(tmp_path / "sets"), "--deep"], standalone_mode=False)
+
+
+def test_samples_that_make_no_sense_are_listed(tmp_path: Path) -> None:
+    fields = [
+        {"png": b"x", "cls": b"2"},  # of 2 classes
+        {"png": b"x", "jpg": b"x", "cls": b"0"},
+        {"png": b"x"},
+        {"png": b"no image", "cls": b"0"},
+    ]
+    items = [SampleRecord(key="same", fields=each, position=i + 1) for i, each in enumerate(fields)]
+    write_shards(LocalStore(str(tmp_path)), items, shard_samples=1, facts=FACTS)
+    problems = verify_sets(str(tmp_path), deep=True)
+    assert len(problems) == 5 and "key same occurs 4 times" in problems[-1] and "class 2 of 2" in problems[0]
+    assert len(verify_sets(str(tmp_path))) == 4
+
+
+def test_listing_and_statistics(sets: Path, tmp_path: Path) -> None:
+    code, output = run("shard", "ls", str(sets / "deepnets"))
+    assert code == 0 and "deepnets-val-000001.tar" in output and "5 samples in 2 shards" in output
+    picture = tmp_path / "picture.svg"
+    code, output = run("shard", "stats", str(sets), "--draw", str(picture), "--sample", "10")
+    assert code == 0 and picture.read_text().startswith("<?xml")
+    rows = {(row.split()[0], row.split()[1]): row.split() for row in output.splitlines() if row[:1].strip()}
+    assert rows["deepnets", "val"][2:4] == ["5", "2"] and int(rows["deepnets", "val"][6].replace(",", "")) > 10
+    assert rows["images", "train"][2] == "43"
+
+
+@pytest.mark.parametrize("command", ["verify", "ls", "stats"])
+def test_an_address_without_sets_is_named(command: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no shard set at"):
+        cli.main(["shard", command, str(tmp_path)], standalone_mode=False)
+
+
+def test_storage_options_reach_every_process(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    cache = tmp_path / "cache"
+    options = ["--s3-endpoint", endpoint, "--s3-region", "us-east-1", "--s3-path-style", "--cache", str(cache)]
+    command = [sys.executable, "-m", "pipelines.cli", *options]
+    arguments = ["deepnets", "--split", "predefined", "--count", "2", "--out", f"{s3}/x"]
+    subprocess.run([*command, "shard", *arguments], check=True, capture_output=True)
+    done = subprocess.run([*command, "shard", "verify", f"{s3}/x"], check=True, capture_output=True, text=True)
+    assert "as the manifests say" in done.stdout
