@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.measure import THREADS, Report, show
 
 RESULTS = Path(__file__).with_name("results") / "latest.json"
-PARTS = ("hypernetwork", "any_network", "architectures", "images", "training")
+PARTS = ("hypernetwork", "any_network", "architectures", "images", "shards", "training")
 _VERSIONS = ("torch", "numpy", "numba", "pillow", "torchvision", "deepspeed", "webdataset")
 
 

@@ -68,6 +68,7 @@ def _align(row: tuple[str, ...], widths: Sequence[int]) -> list[str]:
 def draw_statistics(measured: Sequence[SetStatistics], file: Path) -> None:
     """Write an SVG: a row for each set, a histogram for each of its distributions."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, NullFormatter
 
     from pipelines.drawing import PREDICTED_COLOUR
 
@@ -80,8 +81,12 @@ def draw_statistics(measured: Sequence[SetStatistics], file: Path) -> None:
                 axes.bar(np.arange(len(counts)), counts, width=1.0, color=PREDICTED_COLOUR)
             else:
                 low, high = max(1, values.min()), max(2, values.max())
-                axes.hist(values, bins=np.geomspace(low, high + 1, 40), color=PREDICTED_COLOUR)
-                axes.set_xscale("log")
+                wide = high > 20 * low
+                bins = np.geomspace(low, high + 1, 40) if wide else np.linspace(low, high + 1, 40)
+                axes.hist(values, bins=bins, color=PREDICTED_COLOUR)
+                axes.set_xscale("log" if wide else "linear")
+                axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+                axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(name)
             axes.spines[["top", "right"]].set_visible(False)
         axes_pair[0].set_ylabel("samples")

@@ -180,11 +180,14 @@ class SetWriter:
                     pending.append((pool.submit(self._store_shard, shard), shard))
                     if len(pending) > _UPLOADS:
                         self._settle(pending)
-            finally:  # also when the source fails: what is on its way is kept
+            except BaseException:  # the source fails, or somebody stops the job: what is on its way is kept
                 while pending:
                     self._settle(pending)
                 if journal.shards:
                     self._save_journal()
+                raise
+            while pending:
+                self._settle(pending)
         journal.rejected += behind
         journal.finished = True
         if journal.shards or self.part.count > 1:
@@ -217,12 +220,13 @@ class SetWriter:
     def _store_shard(self, shard: _Shard) -> ShardEntry:
         """Encode and store a shard, unless it is there already."""
         content = write_samples((record.key, record.fields) for record in shard.records)
+        digest = hashlib.sha256(content).hexdigest()
         if self.store.size(shard.name) != len(content) or self.store.read(shard.name) != content:
-            self.store.write(shard.name, content)
+            self.store.write(shard.name, content, digest)
         return ShardEntry(
             name=shard.name,
             bytes=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
+            sha256=digest,
             samples=len(shard.records),
             nodes=shard.total("nodes"),
             parameters=shard.total("parameters"),

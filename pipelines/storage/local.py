@@ -33,7 +33,7 @@ class LocalStore(Store):
         except OSError as error:
             raise StorageError(f"can not read {self.url(key)}: {error.strerror}") from error
 
-    def write(self, key: str, content: bytes) -> None:
+    def write(self, key: str, content: bytes, sha256: str | None = None) -> None:
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_UNFINISHED}")
         try:

@@ -27,8 +27,10 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def write(self, key: str, content: bytes) -> None:
+    def write(self, key: str, content: bytes, sha256: str | None = None) -> None:
         """Write an object; it appears whole or not at all, and replaces an older one.
+
+        ``sha256`` is the content's, in hexadecimal digits, where the caller knows it.
 
         Raises:
             StorageError: if the store can not be used or is full.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +22,7 @@ from pipelines.shards.manifest import MANIFEST_NAME, Rejection, read_manifest
 from pipelines.shards.reader import ShardReader
 from pipelines.shards.writer import Part, SampleRecord, SetWriter
 from pipelines.storage import LocalStore, open_store
+from tests.faulty_proxy import proxy
 from tests.images import make_folder
 from tests.shard_sets import FACTS, content, keys, records, write_shards
 
@@ -215,3 +221,41 @@ def test_architecture_job_counts_nodes_and_passes_over_large_graphs(tmp_path: Pa
     assert small.samples == 6 and sum(entry.nodes for entry in small.shards) <= 600
     with pytest.raises(InputError, match="tset"):
         shard_deepnets(["tset"], str(tmp_path), count=1, **options)
+
+
+KILLED_JOB = """
+import sys
+from pipelines.shards.jobs import shard_deepnets
+shard_deepnets(["train"], sys.argv[1], count=300, seed=0, shard_samples=10, image_size=16, channels=(8,), fc_dims=(32,))
+"""
+
+
+def test_kill_nine_at_any_moment_changes_nothing(s3: str, tmp_path: Path) -> None:
+    """Kill it at some shards in a folder, and, where the store stops it, between the last shard and the manifest."""
+    command = [sys.executable, "-c", KILLED_JOB]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, stderr=subprocess.DEVNULL)
+    whole = content(LocalStore(str(tmp_path / "whole" / "train")))
+    broken = tmp_path / "broken" / "train"
+    for shards in (1, 15, 29):
+        job = subprocess.Popen([*command, str(broken.parent)], stderr=subprocess.DEVNULL)
+        while job.poll() is None and len(list(broken.glob("*.tar"))) < shards:
+            time.sleep(0.002)
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+    subprocess.run([*command, str(broken.parent)], check=True, stderr=subprocess.DEVNULL)
+    assert content(LocalStore(str(broken))) == whole and len(list(broken.iterdir())) == len(whole)
+
+    with proxy(os.environ["AWS_ENDPOINT_URL"]) as running:
+        environment = {**os.environ, "AWS_ENDPOINT_URL": running.endpoint}
+        running.fault = lambda r: "hang-before" if r.method == "PUT" and r.path.endswith(MANIFEST_NAME) else None
+        job = subprocess.Popen([*command, s3], stderr=subprocess.DEVNULL, env=environment)
+        assert running.hanging.wait(60)
+        os.kill(job.pid, signal.SIGKILL)
+        job.wait()
+        running.released.set()
+        store = open_store(f"{s3}/train")
+        left = set(store.list())
+        assert MANIFEST_NAME not in left and len(left) == len(whole)  # all shards, and the journal
+        running.fault = lambda r: None
+        subprocess.run([*command, s3], check=True, stderr=subprocess.DEVNULL, env=environment)
+    assert content(store) == whole
