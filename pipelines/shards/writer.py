@@ -92,9 +92,10 @@ class _Journal(BaseModel):
 
 @dataclass(kw_only=True)
 class _Shard:
-    """Samples of one shard, and what was rejected before them."""
+    """Samples of one shard, what was rejected before them, and where the source goes on behind them."""
 
     name: str
+    position: int = 0
     records: list[SampleRecord] = dataclasses.field(default_factory=list)
     rejected: list[Rejection] = dataclasses.field(default_factory=list)
 
@@ -121,7 +122,6 @@ class SetWriter:
 
     Attributes:
         manifest: of the finished set, ``None`` if it is not finished.
-        done: samples of this part that are stored.
 
     """
 
@@ -147,7 +147,7 @@ class SetWriter:
 
     @property
     def done(self) -> int:
-        """Samples that were stored before this process began."""
+        """Samples of this part that are stored."""
         shards = self._journal.shards if self.manifest is None else self.manifest.shards
         return sum(entry.samples for entry in shards)
 
@@ -210,6 +210,7 @@ class SetWriter:
             shard.rejected += behind
             behind.clear()
             shard.records.append(record)
+            shard.position = record.position
             held += size
         if shard.records:
             yield shard
@@ -219,7 +220,9 @@ class SetWriter:
 
     def _store_shard(self, shard: _Shard) -> ShardEntry:
         """Encode and store a shard, unless it is there already."""
+        samples, nodes, parameters = len(shard.records), shard.total("nodes"), shard.total("parameters")
         content = write_samples((record.key, record.fields) for record in shard.records)
+        shard.records.clear()  # in memory once, not twice, while it travels
         digest = hashlib.sha256(content).hexdigest()
         if self.store.size(shard.name) != len(content) or self.store.read(shard.name) != content:
             self.store.write(shard.name, content, digest)
@@ -227,9 +230,9 @@ class SetWriter:
             name=shard.name,
             bytes=len(content),
             sha256=digest,
-            samples=len(shard.records),
-            nodes=shard.total("nodes"),
-            parameters=shard.total("parameters"),
+            samples=samples,
+            nodes=nodes,
+            parameters=parameters,
         )
 
     def _settle(self, pending: deque[tuple[Future[ShardEntry], _Shard]]) -> None:
@@ -238,7 +241,7 @@ class SetWriter:
         self._journal.shards.append(entry.result())
         pending.popleft()
         self._journal.rejected += shard.rejected
-        self._journal.position = shard.records[-1].position
+        self._journal.position = shard.position
         if time.monotonic() - self._saved > _JOURNAL_S:
             self._save_journal()
 
