@@ -118,11 +118,16 @@ class _Parts:
 
 
 @functools.lru_cache(_PLACES)
+def _op_graph(op: str, stride: int, channels: int, norm_on: bool) -> Block:
+    """Return the graph of an operation, wherever it is."""
+    parts = _Parts(norm_on=norm_on)
+    return parts.graph.block(parts.op(op, stride, channels, parts.graph.add(Node(primitive="input"))))
+
+
+@functools.lru_cache(_PLACES)
 def _op_block(cell: int, index: int, op: str, stride: int, channels: int, norm_on: bool) -> Block:
     """Return the graph of operation ``index`` of a cell."""
-    parts = _Parts(norm_on=norm_on)
-    block = parts.graph.block(parts.op(op, stride, channels, parts.graph.add(Node(primitive="input"))))
-    return block.renamed(f"cells.{cell}._ops.{index}.")
+    return _op_graph(op, stride, channels, norm_on).renamed(f"cells.{cell}._ops.{index}.")
 
 
 @functools.lru_cache(_PLACES)

@@ -238,18 +238,20 @@ class Block(NamedTuple):
         nodes: its nodes.
         inputs: for each node the numbers of those that feed it, 0 being the block's input.
         output: the nodes that its output is made of, in the same numbering.
+        chain: whether each node is fed by the one before it alone, and the output is the last one.
 
     """
 
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
     output: Value
+    chain: bool
 
     def renamed(self, prefix: str) -> Block:
         """Return the block with ``prefix`` in front of the names of its parameters."""
         nodes = [
-            node._replace(parameters=tuple(p._replace(name=prefix + p.name) for p in node.parameters))
-            for node in self.nodes
+            Node(primitive, shape, tuple([Parameter(prefix + name, size, role) for name, size, role in parameters]))
+            for primitive, shape, parameters in self.nodes
         ]
         return self._replace(nodes=tuple(nodes))
 
@@ -274,11 +276,18 @@ class GraphBuilder:
 
     def block(self, output: Value) -> Block:
         """Return everything behind the first node, which stands for the block's input."""
-        return Block(nodes=tuple(self._nodes[1:]), inputs=tuple(self._inputs[1:]), output=output)
+        nodes, inputs = tuple(self._nodes[1:]), tuple(self._inputs[1:])
+        chain = (*inputs, output) == tuple([(i,) for i in range(len(self._nodes))])
+        return Block(nodes=nodes, inputs=inputs, output=output, chain=chain)
 
     def insert(self, block: Block, value: Value) -> Value:
         """Add a block that is fed by ``value``; return the value of its output."""
         before = len(self._nodes) - 1
+        if block.chain:  # as most blocks are
+            self._nodes += block.nodes
+            values = [value, *[(i,) for i in range(before + 1, len(self._nodes))]]
+            self._inputs += values[:-1]
+            return values[-1]
 
         def placed(numbers: Value) -> Value:
             if len(numbers) == 1:
@@ -291,6 +300,18 @@ class GraphBuilder:
 
     def finish(self, output: Value, *, num_classes: int, kept: Sequence[tuple[str, str]] = ()) -> ArchitectureGraph:
         """Drop what does not reach ``output`` (a single node) and return the graph."""
+        nodes, inputs = self._nodes, self._inputs
+        if len({*itertools.chain(output, *inputs)}) < len(nodes):  # something is read by nothing
+            nodes, inputs = self._living(output)
+        return ArchitectureGraph(
+            nodes=tuple(nodes),
+            edges=tuple([(u, v) for v, before in enumerate(inputs) for u in before]),
+            num_classes=num_classes,
+            kept=tuple(kept),
+        )
+
+    def _living(self, output: Value) -> tuple[list[Node], list[Value]]:
+        """Return the nodes that reach ``output``, and what feeds them."""
         alive = [False] * len(self._nodes)
         for i in output:
             alive[i] = True
@@ -300,9 +321,4 @@ class GraphBuilder:
                     alive[u] = True
         living = list(itertools.compress(range(len(alive)), alive))
         number = dict(zip(living, range(len(living)), strict=True))
-        return ArchitectureGraph(
-            nodes=tuple([self._nodes[i] for i in living]),
-            edges=tuple([(number[u], number[v]) for v in living for u in self._inputs[v]]),
-            num_classes=num_classes,
-            kept=tuple(kept),
-        )
+        return [self._nodes[i] for i in living], [tuple([number[u] for u in self._inputs[i]]) for i in living]

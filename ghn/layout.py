@@ -178,23 +178,28 @@ def _present(spec: ArchitectureSpec) -> list[tuple[bool, ...]]:
 
 def _needed(spec: ArchitectureSpec, present: list[tuple[bool, ...]]) -> list[frozenset[int]]:
     """For each cell, the positions of the operations whose result exists and reaches the output."""
-    needed: list[set[int]] = [set() for _ in range(spec.n_cells)]
+    needed = [frozenset[int]()] * spec.n_cells
+    known: dict[tuple[bool, tuple[bool, ...]], frozenset[int]] = {}
     wanted = [False] * (spec.n_cells + 2)  # outputs that somebody reads, shifted by the two stem outputs
     wanted[-1] = True
     for i in reversed(range(spec.n_cells)):
         if not wanted[i + 2]:
             continue
-        edges, concat = spec.genotype.cell(i in spec.reductions)
-        states = {state for state in concat if present[i][state]}
-        for k in reversed(range(len(edges))):
-            op, source = edges[k]
-            if 2 + k // 2 in states and op != "none" and present[i][source]:
-                needed[i].add(k)
-                if source < 2:
-                    wanted[i + source] = True
-                else:
+        kind = (i in spec.reductions, present[i])
+        edges, concat = spec.genotype.cell(kind[0])
+        if kind not in known:
+            states, positions = {state for state in concat if present[i][state]}, set()
+            for k in reversed(range(len(edges))):
+                op, source = edges[k]
+                if 2 + k // 2 in states and op != "none" and present[i][source]:
+                    positions.add(k)
                     states.add(source)
-    return [frozenset(positions) for positions in needed]
+            known[kind] = frozenset(positions)
+        needed[i] = known[kind]
+        for k in needed[i]:
+            if edges[k][1] < 2:
+                wanted[i + edges[k][1]] = True
+    return needed
 
 
 def _not_none(spec: ArchitectureSpec, reduction: bool) -> frozenset[int]:

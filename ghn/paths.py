@@ -14,7 +14,6 @@ import numpy as np
 from ghn import compiled
 
 MAX_PATH = 255
-_FAR = 65_534  # one more still fits
 
 
 def shortest_paths(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -22,13 +21,14 @@ def shortest_paths(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
 
     Args:
         n: number of nodes.
-        edges: (u, v), u < v, sorted by v. One relaxation of a whole row per edge: what reaches u reaches v in one step more.
+        edges: (u, v), u < v, sorted by v. One relaxation of a whole row per edge, the last edge first: what v reaches, u
+            reaches in one step more.
 
     """
     flat = np.fromiter(itertools.chain.from_iterable(edges), np.int64, 2 * len(edges)).reshape(-1, 2)
-    reach = np.full((n, n), _FAR, dtype=np.uint16)  # reach[v, u]: from u to v
-    distances = np.zeros((n, n), dtype=np.uint8)
-    (_relax if compiled.AVAILABLE else _relax_rows)(reach, flat, distances)
+    distances = np.full((n, n), MAX_PATH, dtype=np.uint8)  # one less than the length; the most where there is no path
+    (_relax if compiled.AVAILABLE else _relax_rows)(distances, flat)
+    distances += np.uint8(1)  # the most becomes 0
     return distances
 
 
@@ -44,24 +44,20 @@ def connected_pairs(distances: np.ndarray, most: int) -> tuple[np.ndarray, np.nd
 
 
 @compiled.compiled
-def _relax(reach: Any, edges: Any, distances: Any) -> None:
-    for v in range(len(reach)):
-        reach[v, v] = 0
-    for i in range(len(edges)):
+def _relax(distances: Any, edges: Any) -> None:
+    for i in range(len(edges) - 1, -1, -1):
         u, v = edges[i]
-        for w in range(u + 1):
-            reach[v, w] = min(reach[v, w], reach[u, w] + 1)
-    for v in range(len(reach)):
-        for u in range(v):
-            if reach[v, u] <= MAX_PATH:
-                distances[u, v] = reach[v, u]
+        row, next_row = distances[u, v:], distances[v, v:]
+        row[0] = 0
+        for w in range(1, len(row)):  # bytes throughout, so that many are compared at once
+            row[w] = min(row[w], np.uint8(min(next_row[w], np.uint8(MAX_PATH - 1)) + np.uint8(1)))
 
 
-def _relax_rows(reach: np.ndarray, edges: np.ndarray, distances: np.ndarray) -> None:
-    np.fill_diagonal(reach, 0)
-    for u, v in edges:
-        np.minimum(reach[v, : u + 1], reach[u, : u + 1] + np.uint16(1), out=reach[v, : u + 1])
-    distances[:] = np.where(reach <= MAX_PATH, reach, 0).T
+def _relax_rows(distances: np.ndarray, edges: np.ndarray) -> None:
+    for u, v in edges[::-1]:
+        row, next_row = distances[u, v + 1 :], distances[v, v + 1 :]
+        distances[u, v] = 0
+        np.minimum(row, np.minimum(next_row, MAX_PATH - 1) + np.uint8(1), out=row)
 
 
 @compiled.compiled

@@ -1,9 +1,10 @@
-"""The last layer of the weight decoder and everything behind it in one step: slice, normalize, tile.
+"""The last two layers of the weight decoder and everything behind them in one step: slice, normalize, tile.
 
 A parameter (out, in, kh, kw) is decoded as a *piece* no larger than the decoder's largest shape and repeated where it is
 larger (paper, section 2.2). Written as separate operations, each of these steps copies all parameters of all networks, and
 the gradient of each slice of the layer's weights is as large as the whole. Here the matrix product gives pieces in the
-order in which parameters are stored; parameters are written once, and gradients are read once.
+order in which parameters are stored; parameters are written once, and gradients are read once. Beside the parameters,
+only what one group needs exists at a time, and nothing but the first layer's result is kept for the gradient.
 """
 
 from __future__ import annotations
@@ -46,21 +47,26 @@ class Group(NamedTuple):
 class AssembleWeights(torch.autograd.Function):
     """Decode groups of parameters; differentiable once, in everything but the factors.
 
-    Inputs are the groups; hidden states (rows, h) with one row for each tap of each parameter; a factor for each row
-    (rows, 1); and the layer's weight (max out, max in, h) and bias (max out, max in, 1). Outputs are the parameters of all
-    groups, each with its shape.
+    Inputs are the groups; first hidden states (rows, 4d), one row for each tap of each parameter; a factor for each row
+    (rows, 1); the second layer's weight (8d, 4d) and bias (8d,); and the last layer's weight (max out, max in, 8d) and
+    bias (max out, max in). Outputs are the parameters of all groups, each with its shape. The second
+    hidden states are computed again for the gradient: that is little beside the last layer, and they would be large.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, groups: Sequence[Group], hidden: Tensor, factors: Tensor, weight: Tensor, bias: Tensor
+        ctx: Any, groups: Sequence[Group], first: Tensor, factors: Tensor, *layers: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.groups = groups
-        ctx.save_for_backward(hidden, factors, weight, bias)
+        ctx.save_for_backward(first, factors, *layers)
         ctx.set_materialize_grads(False)
         parameters: list[Tensor] = []
-        for group, _, rows, layer in _cut(groups, hidden, factors, weight, bias):
-            values = rows @ layer.t() if group.by_row else layer @ rows.t()
+        for group, span, rows in _hidden_rows(groups, first, factors, *layers[:2]):
+            layer, bias = _cut(group, *layers[2:])
+            if group.by_row:
+                values = torch.outer(factors[span, 0], bias).addmm_(rows, layer.t())
+            else:
+                values = torch.outer(bias, factors[span, 0]).addmm_(layer, rows.t())
             whole = all(shape[:2] == group.channels for shape in group.shapes)  # then views of the matrix waste nothing
             for piece, shape in zip(_pieces(values, group), group.shapes, strict=True):
                 in_order = whole and piece.shape == shape and piece.is_contiguous()
@@ -69,38 +75,44 @@ class AssembleWeights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, factors, weight, bias = ctx.saved_tensors
-        d_hidden, d_weight, d_bias = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+        first, factors, *layers = ctx.saved_tensors
+        d_first = torch.empty_like(first)
+        d_second, d_second_bias, d_last, d_last_bias = [torch.zeros_like(layer) for layer in layers]
         each = iter(gradients)
-        for group, span, rows, layer in _cut(ctx.groups, hidden, factors, weight, bias):
+        for group, span, rows in _hidden_rows(ctx.groups, first, factors, *layers[:2]):
+            layer, _ = _cut(group, *layers[2:])
             d_values = rows.new_empty((len(rows), len(layer)) if group.by_row else (len(layer), len(rows)))
             for piece in _pieces(d_values, group):
                 _collect(next(each), piece)
             by_row, by_column = (d_values, d_values.t()) if group.by_row else (d_values.t(), d_values)
             out, fan_in = group.channels
-            d_layer = (by_column @ rows).view(out, fan_in, -1)
-            d_weight[:out, :fan_in] += d_layer[:, :, :-1]
-            d_bias[:out, :fan_in] += d_layer[:, :, -1:]
-            torch.mul((by_row @ layer)[:, :-1], factors[span], out=d_hidden[span])
-        return None, d_hidden, None, d_weight, d_bias
+            if fan_in == d_last.shape[1]:  # in place: the product would be as large as the layer
+                d_last[:out].view(len(layer), -1).addmm_(by_column, rows)
+            else:
+                d_last[:out, :fan_in] += (by_column @ rows).view(out, fan_in, -1)
+            d_last_bias[:out, :fan_in] += (by_column @ factors[span, 0]).view(out, fan_in)
+            d_rows = (by_row @ layer).mul_(factors[span]).mul_(rows > 0)
+            d_second.addmm_(d_rows.t(), first[span])
+            d_second_bias += d_rows.sum(0)
+            torch.mm(d_rows, layers[0], out=d_first[span])
+        return None, d_first, None, d_second, d_second_bias, d_last, d_last_bias
 
 
-def _cut(
-    groups: Sequence[Group], hidden: Tensor, factors: Tensor, weight: Tensor, bias: Tensor
-) -> Iterator[tuple[Group, slice, Tensor, Tensor]]:
-    """Yield each group, where its rows are, these rows times their factors, and its part of the layer (out * in, h + 1).
-
-    The bias is the layer's last column; the factors themselves are its input.
-    """
-    layer, channels, start = weight, None, 0
+def _hidden_rows(
+    groups: Sequence[Group], first: Tensor, factors: Tensor, weight: Tensor, bias: Tensor
+) -> Iterator[tuple[Group, slice, Tensor]]:
+    """Yield each group, where its rows are, and their second hidden states times their factors (rows, 8d)."""
+    start = 0
     for group in groups:
-        if group.channels != channels:  # groups with as many channels follow each other
-            channels = group.channels
-            out, fan_in = channels
-            layer = torch.cat([weight[:out, :fan_in], bias[:out, :fan_in]], dim=2).flatten(0, 1)
         span = slice(start, start + sum(group.rows))
         start = span.stop
-        yield group, span, torch.cat([hidden[span] * factors[span], factors[span]], dim=1), layer
+        yield group, span, torch.addmm(bias, first[span], weight.t()).relu_().mul_(factors[span])
+
+
+def _cut(group: Group, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a group's part of the last layer, (out * in, 8d) and (out * in,): a copy if it has fewer inputs than that."""
+    out, fan_in = group.channels
+    return weight[:out, :fan_in].flatten(0, 1), bias[:out, :fan_in].flatten()
 
 
 def _pieces(values: Tensor, group: Group) -> Iterator[Tensor]:

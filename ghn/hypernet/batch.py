@@ -29,14 +29,14 @@ class Schedule:
         order: (N,) node numbers, sources first.
         starts: (N + 1,) where each node's edges begin in the next two.
         sources: (E,) rows of the stacked messages [real; virtual]; the virtual ones are offset by N.
-        weights: (E,) factors: 1 for real edges, 1/s for virtual ones.
+        lengths: (E,) how many edges s a message passes at once; its factor is 1/s.
 
     """
 
     order: np.ndarray
     starts: np.ndarray
     sources: np.ndarray
-    weights: np.ndarray
+    lengths: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Level:
         nodes: (R,) node numbers.
         sources: (E,) rows of the stacked messages, as in :class:`Schedule`.
         targets: (E,) positions in ``nodes``.
-        weights: (E, 1) factors, as in :class:`Schedule`.
+        weights: (E, 1) factors: 1 for real edges, 1/s for virtual ones.
 
     """
 
@@ -98,13 +98,13 @@ class GraphBatch:
         matrices = [graph.distances if reverse else np.ascontiguousarray(graph.distances.T) for graph in self.graphs]
         count = sum(count_edges(matrix, most) for matrix in matrices)
         starts = np.zeros(total + 1, dtype=np.int64)
-        sources, weights = np.empty(count, dtype=np.int64), np.empty(count)
+        sources, lengths = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.uint8)  # there are many edges
         first = 0
         for matrix in matrices:
-            fill_schedule(matrix, most, first, total, starts, sources, weights)
+            fill_schedule(matrix, most, first, total, starts, sources, lengths)
             first += len(matrix)
         nodes = np.arange(total)
-        return Schedule(order=nodes[::-1].copy() if reverse else nodes, starts=starts, sources=sources, weights=weights)
+        return Schedule(order=nodes[::-1].copy() if reverse else nodes, starts=starts, sources=sources, lengths=lengths)
 
     def levels(self, *, reverse: bool) -> tuple[Level, ...]:
         """Return the same sweep level by level, on the device of the node features."""
@@ -146,17 +146,17 @@ def count_edges(distances: Any, most: int) -> int:
 
 
 @compiled
-def fill_schedule(distances: Any, most: int, first: int, total: int, starts: Any, sources: Any, weights: Any) -> None:
+def fill_schedule(distances: Any, most: int, first: int, total: int, starts: Any, sources: Any, lengths: Any) -> None:
     """Write the edges of one graph, whose nodes are numbered from ``first``, behind those of the graphs before it."""
     end = starts[first]
     for target in range(len(distances)):
         for source in range(len(distances)):
             if distances[target, source] == 1:
-                sources[end], weights[end] = first + source, 1
+                sources[end], lengths[end] = first + source, 1
                 end += 1
         for source in range(len(distances)):
             if 1 <= distances[target, source] <= most:
-                sources[end], weights[end] = total + first + source, 1 / distances[target, source]
+                sources[end], lengths[end] = total + first + source, distances[target, source]
                 end += 1
         starts[first + target + 1] = end
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ghn.hypernet.assemble import AssembleWeights, Group, Shape
 
-_VALUES_AT_ONCE = 1 << 20
+_VALUES_AT_ONCE = 1 << 19
 
 
 class WeightSlot(NamedTuple):
@@ -67,64 +67,64 @@ class ConvDecoder(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Decode weights, and classifiers' weights, from the states of their nodes; each gets its shape.
 
-        The first layer runs once for each kernel size, the second once for all, the third once for each number of
-        channels, so that slices of the layers' weights are made as seldom as possible.
+        The first layer runs once for each kernel size, the others once for each number of channels, so that slices of
+        the layers' weights are made as seldom as possible. A classifier's weight is a function of a whole piece.
         """
-        pieces = [self.piece(slot.shape) for slot in weights]
+        slots = [*weights, *(WeightSlot(slot.node, 1.0, (self.out, self.fan_in, 1, 1)) for slot in classifiers)]
+        pieces = [self.piece(slot.shape) for slot in slots]
         members: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
         for i, (out, fan_in, *kernel) in enumerate(pieces):
             members[out, fan_in, kernel == [1, 1]].append(i)
-        order = [i for key in sorted(members) for i in members[key]]
-        groups = []
+        groups, order = [], []
         for key in sorted(members):
             for part in _parts(members[key], [math.prod(pieces[i]) for i in members[key]]):
-                kernels, shapes = [pieces[i][2:] for i in part], [weights[i].shape for i in part]
+                kernels, shapes = [pieces[i][2:] for i in part], [slots[i].shape for i in part]
                 groups.append(Group(channels=key[:2], kernels=tuple(kernels), shapes=tuple(shapes)))
-        rows = [_Taps(weights[i].node, pieces[i][2:], weights[i].scale) for i in order]
-        rows += [_Taps(slot.node, (1, 1), 1.0) for slot in classifiers]
-        hidden, factors = self._hidden(states_Nd, rows)
-        own = len(hidden) - len(classifiers)
-        last = cast(nn.Conv2d, self.conv[2])
-        weight, bias = (
+                order += part
+        first, factors = self._first(states_Nd, [_Taps(slots[i].node, pieces[i][2:], slots[i].scale) for i in order])
+        second, last = cast(nn.Conv2d, self.conv[0]), cast(nn.Conv2d, self.conv[2])
+        decoded = AssembleWeights.apply(
+            groups,
+            first,
+            factors,
+            second.weight.flatten(1),
+            second.bias,
             last.weight.view(self.out, self.fan_in, -1),
-            cast(Tensor, last.bias).view(self.out, self.fan_in, 1),
+            cast(Tensor, last.bias).view(self.out, self.fan_in),
         )
-        tensors = AssembleWeights.apply(groups, hidden[:own], factors[:own], weight, bias) if groups else ()
-        position = {i: at for at, i in enumerate(order)}
+        tensors = [tensor for _, tensor in sorted(zip(order, decoded, strict=True), key=lambda pair: pair[0])]
         class_weights = []
         if classifiers:
-            decoded = F.linear(hidden[own:], last.weight.flatten(1), last.bias).view(-1, self.out, self.fan_in, 1)
-            decoded = self.class_layer_predictor(decoded).unsqueeze(-1)
+            whole = self.class_layer_predictor(torch.stack(tensors[len(weights) :]).squeeze(-1)).unsqueeze(-1)
             class_weights = [
-                tile(tensor * slot.scale, slot.shape) for slot, tensor in zip(classifiers, decoded, strict=True)
+                tile(tensor * slot.scale, slot.shape) for slot, tensor in zip(classifiers, whole, strict=True)
             ]
-        return [tensors[position[i]] for i in range(len(weights))], class_weights
+        return tensors[: len(weights)], class_weights
 
     def piece(self, shape: Shape) -> Shape:
         """Size of the piece that is decoded for a shape."""
         out, fan_in, kh, kw = shape
         return min(out, self.out), min(fan_in, self.fan_in), min(kh, self.kernel), min(kw, self.kernel)
 
-    def _hidden(self, states_Nd: Tensor, slots: Sequence[_Taps]) -> tuple[Tensor, Tensor]:
-        """Return the first two layers' result for each tap (rows, 8d), and the factors (rows, 1)."""
+    def _first(self, states_Nd: Tensor, slots: Sequence[_Taps]) -> tuple[Tensor, Tensor]:
+        """Return the first layer's result for each tap (rows, 4d), and the factors (rows, 1)."""
         by_kernel: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, slot in enumerate(slots):
             by_kernel[slot.kernel].append(i)
-        fc, conv = cast(nn.Linear, self.fc[0]), cast(nn.Conv2d, self.conv[0])
+        fc = cast(nn.Linear, self.fc[0])
         weight = fc.weight.view(-1, self.kernel, self.kernel, states_Nd.shape[1]).permute(1, 2, 0, 3).contiguous()
         bias = fc.bias.view(-1, self.kernel, self.kernel).permute(1, 2, 0).contiguous()
         taps = np.array([slot.kernel[0] * slot.kernel[1] for slot in slots])
-        first = np.cumsum(taps) - taps
+        starts = np.cumsum(taps) - taps
         expanded, rows = [], []
         for (kh, kw), members in by_kernel.items():
             nodes = torch.tensor([slots[i].node for i in members], device=states_Nd.device)
             layer, offset = weight[:kh, :kw].flatten(0, 2), bias[:kh, :kw].flatten()
             expanded.append(F.linear(states_Nd[nodes], layer, offset).view(len(members) * kh * kw, -1))
-            rows.append((first[members][:, None] + np.arange(kh * kw)).ravel())
+            rows.append((starts[members][:, None] + np.arange(kh * kw)).ravel())
         source = torch.from_numpy(np.argsort(np.concatenate(rows))).to(states_Nd.device)
-        hidden = F.relu(F.linear(F.relu(torch.cat(expanded)[source]), conv.weight.flatten(1), conv.bias))
-        factors = hidden.new_tensor(np.repeat([slot.scale for slot in slots], taps))[:, None]
-        return hidden, factors
+        hidden = F.relu(torch.cat(expanded)[source])
+        return hidden, hidden.new_tensor(np.repeat([slot.scale for slot in slots], taps))[:, None]
 
 
 class VectorDecoder(nn.Module):

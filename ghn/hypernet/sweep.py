@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ghn.compiled import compiled
 from ghn.hypernet.batch import Schedule
+from ghn.paths import MAX_PATH
 
 
 @compiled
 def _forward(
-    order: Any, starts: Any, sources: Any, weights: Any, h0: Any, gh: Any, w_ih: Any, b_ih: Any,
+    order: Any, starts: Any, sources: Any, lengths: Any, factors: Any, h0: Any, gh: Any, w_ih: Any, b_ih: Any,
     w1: Any, b1: Any, w2: Any, b2: Any, received: Any, gates: Any, h: Any, inner: Any, messages: Any,
 ) -> None:  # fmt: skip
     n, d = h0.shape
@@ -29,9 +30,9 @@ def _forward(
         v = order[step]
         m = received[v]
         for e in range(starts[v], starts[v + 1]):
-            message, weight = messages[sources[e]], weights[e]
+            message, factor = messages[sources[e]], factors[lengths[e]]
             for j in range(d):
-                m[j] += weight * message[j]
+                m[j] += factor * message[j]
         gi[:] = b_ih
         for j in range(d):
             for i in range(3 * d):
@@ -59,7 +60,7 @@ def _forward(
 
 @compiled
 def _backward(
-    order: Any, starts: Any, sources: Any, weights: Any, h0: Any, gh: Any, w_ih: Any, w1: Any, w2: Any,
+    order: Any, starts: Any, sources: Any, lengths: Any, factors: Any, h0: Any, gh: Any, w_ih: Any, w1: Any, w2: Any,
     gates: Any, inner: Any, messages: Any, dh: Any, dmessages: Any, dinner: Any, dgi: Any, dgh: Any, dh0: Any,
 ) -> None:  # fmt: skip
     n, d = h0.shape
@@ -93,9 +94,9 @@ def _backward(
             for j in range(d):
                 dm[j] += dgi[v, i] * w_ih[i, j]
         for e in range(starts[v], starts[v + 1]):
-            dsource, weight = dmessages[sources[e]], weights[e]
+            dsource, factor = dmessages[sources[e]], factors[lengths[e]]
             for j in range(d):
-                dsource[j] += weight * dm[j]
+                dsource[j] += factor * dm[j]
 
 
 class GatedSweep(torch.autograd.Function):
@@ -114,8 +115,8 @@ class GatedSweep(torch.autograd.Function):
         kinds, width = b1.shape
         received, gates, h = h0.new_zeros(n, d), h0.new_empty(n, 3 * d), h0.new_empty(n, d)
         inner, messages = h0.new_empty(kinds, n, width), h0.new_empty(kinds * n, d)
-        weights = schedule.weights.astype(h0.detach().numpy().dtype, copy=False)
-        plan = (schedule.order, schedule.starts, schedule.sources, weights)
+        factors = (1 / np.arange(MAX_PATH + 1).clip(1)).astype(h0.detach().numpy().dtype)  # by length, starting at 0
+        plan = (schedule.order, schedule.starts, schedule.sources, schedule.lengths, factors)
         arrays = _arrays(h0, gh, w_ih.t(), b_ih, w1.transpose(1, 2), b1, w2.transpose(1, 2), b2)
         _forward(*plan, *arrays, *_arrays(received, gates, h, inner, messages))
         ctx.plan = plan
