@@ -237,11 +237,12 @@ def _client(settings: StorageSettings) -> Any:
 
 def _client_error(error: BaseException | None) -> Any:
     """Return the answer of the store behind an error, if there is one (uploads in parts wrap it)."""
+    from boto3.exceptions import Boto3Error
     from botocore.exceptions import ClientError
 
-    while error is not None and not isinstance(error, ClientError):
+    if isinstance(error, Boto3Error):
         error = error.__cause__ or error.__context__
-    return error
+    return error if isinstance(error, ClientError) else None
 
 
 def _code(error: BaseException) -> str:

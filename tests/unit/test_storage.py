@@ -74,6 +74,9 @@ def test_transient_failures_are_tried_again(faulty: tuple[Proxy, str]) -> None:
         store.write("key", fault.encode())
         running.fault = lambda request: None
         assert store.read("key") == fault.encode()
+    first = len(running.requests)
+    running.fault = lambda request: "drop" if request.number == first + 1 else None  # the listing behind the first answer
+    assert store.size("missing") is None and len(running.requests) == first + 3
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_stopped(faulty: tuple[Proxy, str]) -> None:
