@@ -60,7 +60,7 @@ def start(folder: Path) -> dict[str, str]:
     }
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
-            [executable, "serve", "s3", "--addr", f"127.0.0.1:{port}", str(data.resolve())],
+            [executable, "serve", "s3", "--etag-hash", "", "--addr", f"127.0.0.1:{port}", str(data.resolve())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

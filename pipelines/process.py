@@ -6,7 +6,7 @@ import ctypes
 import os
 
 _SPIN = "5000"  # some ten microseconds: most gaps between two parallel loops are shorter
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 _KEEP = 1 << 30
 
 
@@ -16,7 +16,7 @@ def tune_process() -> None:
     * OpenMP's threads wait for the next loop actively, but briefly: always spinning stalls other processes on a busy machine,
       and never spinning makes every small operation wait for a thread to wake up.
     * Freed memory stays with the process. The C library would give large blocks back at once, and the next tensor of
-      that size would be mapped and zeroed page by page.
+      that size would be mapped and zeroed page by page. Threads share one arena: their own ones hold no large blocks.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN)
@@ -24,3 +24,4 @@ def tune_process() -> None:
     if mallopt is not None and not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
         mallopt(_M_MMAP_THRESHOLD, _KEEP)
         mallopt(_M_TRIM_THRESHOLD, _KEEP)
+        mallopt(_M_ARENA_MAX, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pipelines.shards.writer import SampleRecord
 from pipelines.sources.opening import ImageSource, UnreadableImageError
 
 OnBadImage = Literal["fail", "skip"]
-_AHEAD = 4  # images on their way for each thread
+_GROUP = 16  # images that a thread loads at once: handing over one by one would cost more than reading a small one
 _SHOWN = 10
 
 
@@ -57,20 +58,26 @@ def image_records(
 def _loaded(
     source: ImageSource, indices: np.ndarray, start: int
 ) -> Iterator[tuple[int, tuple[bytes, str] | UnreadableImageError]]:
-    def load(position: int) -> tuple[bytes, str] | UnreadableImageError:
-        try:
-            return source.load(int(indices[position]))
-        except UnreadableImageError as error:
-            return error
+    """Yield (position, image or error) in order, loaded by threads in groups."""
+
+    def load(first: int) -> list[tuple[bytes, str] | UnreadableImageError]:
+        loaded: list[tuple[bytes, str] | UnreadableImageError] = []
+        for index in indices[first : first + _GROUP].tolist():
+            try:
+                loaded.append(source.load(index))
+            except UnreadableImageError as error:
+                loaded.append(error)
+        return loaded
 
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
-        pending: deque[tuple[int, Future[tuple[bytes, str] | UnreadableImageError]]] = deque()
-        for position in range(start, len(indices)):
-            pending.append((position, pool.submit(load, position)))
-            if len(pending) > threads * _AHEAD:
-                first, future = pending.popleft()
-                yield first, future.result()
-        while pending:
-            first, future = pending.popleft()
-            yield first, future.result()
+        firsts = iter(range(start, len(indices), _GROUP))
+        pending: deque[Future[list[tuple[bytes, str] | UnreadableImageError]]] = deque()
+        position = start
+        while True:
+            pending.extend(pool.submit(load, first) for first in itertools.islice(firsts, threads + 1 - len(pending)))
+            if not pending:
+                return
+            for result in pending.popleft().result():
+                yield position, result
+                position += 1

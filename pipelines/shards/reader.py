@@ -110,7 +110,7 @@ class ShardReader:
         self.metrics = ReaderMetrics()
         self.epoch = self.position = 0
         self._stream: Iterator[Sample] | None = None
-        self._kept: dict[int, list[Sample]] = {}
+        self._kept: dict[int, Sequence[Sample]] = {}
         self._bad: set[int] = set()
         self._keeps = sum(entry.bytes for entry in self.manifest.shards) <= _KEPT_BYTES
         self._counts = np.array([entry.samples for entry in self.manifest.shards], dtype=np.int64)
@@ -164,7 +164,7 @@ class ShardReader:
         _, last = np.unique(shards[::-1], return_index=True)
         leaves = dict(zip(wanted.tolist(), (len(order) - 1 - last).tolist(), strict=True))
         with _Ahead(self, wanted[np.argsort(first)].tolist()) as ahead:
-            held: dict[int, list[Sample]] = {}
+            held: dict[int, Sequence[Sample]] = {}
             for turn, (shard, i) in enumerate(zip(shards.tolist(), within.tolist(), strict=True)):
                 if shard not in held:
                     held[shard] = ahead.take()
@@ -189,7 +189,9 @@ class ShardReader:
                 error = error or problem
                 continue
             if self._keeps:
-                self._kept[shard] = samples
+                self._kept[shard] = samples = list(
+                    samples
+                )  # the same objects each time: users may add what they decoded
             return _Fetched(samples, entry.bytes, time.monotonic() - started, error)
         if error is None or self.on_bad_shard == "fail":
             raise error or DataError(f"{self.store.root} holds no shards")
@@ -210,7 +212,7 @@ class ShardReader:
 class _Fetched(NamedTuple):
     """A shard's samples, what fetching them took, and why they are those of another shard, if they are."""
 
-    samples: list[Sample]
+    samples: Sequence[Sample]
     bytes: int = 0
     seconds: float = 0.0
     error: DataError | None = None
@@ -238,7 +240,7 @@ class _Ahead:
         while len(self._pending) <= self._reader.prefetch and (shard := next(self._coming, None)) is not None:
             self._pending.append((shard, self._pool.submit(self._reader._fetch, shard)))
 
-    def take(self) -> list[Sample]:
+    def take(self) -> Sequence[Sample]:
         """Return the next shard's samples."""
         started = time.monotonic()
         number, future = self._pending.popleft()
@@ -248,7 +250,7 @@ class _Ahead:
         return fetched.samples
 
 
-def read_shard(store: Store, shard: ShardEntry, cache: ReadCache | None = None) -> list[Sample]:
+def read_shard(store: Store, shard: ShardEntry, cache: ReadCache | None = None) -> Sequence[Sample]:
     """Return a shard's samples, verified against the manifest.
 
     Raises:

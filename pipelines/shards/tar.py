@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
 
 _BLOCK = 512
 _HEADER = struct.Struct(
@@ -34,7 +34,33 @@ def write_samples(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> bytes:
     return b"".join([*chunks, bytes(2 * _BLOCK + -size % tarfile.RECORDSIZE)])
 
 
-def read_samples(content: bytes, name: str) -> list[dict[str, Any]]:
+class Samples(Sequence[dict[str, Any]]):
+    """Samples of a tar in memory, ``{"__key__": key, extension: bytes}``; content is copied out of it when asked for.
+
+    Args:
+        content: the tar.
+        members: for each sample its key and (extension, first byte, last byte + 1) of its members.
+
+    """
+
+    def __init__(self, content: bytes, members: list[tuple[str, list[tuple[str, int, int]]]]) -> None:
+        self._content, self._members = content, members
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, at: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[dict[str, Any]]: ...
+    def __getitem__(self, at: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+        if isinstance(at, slice):
+            return Samples(self._content, self._members[at])
+        key, members = self._members[at]
+        return {"__key__": key, **{extension: self._content[start:stop] for extension, start, stop in members}}
+
+
+def read_samples(content: bytes, name: str) -> Sequence[dict[str, Any]]:
     """Return samples as ``{"__key__": key, extension: bytes}``: members in a row whose names differ in the extension.
 
     Args:
@@ -42,7 +68,7 @@ def read_samples(content: bytes, name: str) -> list[dict[str, Any]]:
         name: for messages.
 
     """
-    samples: list[dict[str, Any]] = []
+    samples: list[tuple[str, list[tuple[str, int, int]]]] = []
     current = None
     at = 0
     while at + _BLOCK <= len(content) and content[at]:
@@ -54,11 +80,11 @@ def read_samples(content: bytes, name: str) -> list[dict[str, Any]]:
         key = folder + slash + stem
         if key != current:
             current = key
-            samples.append({"__key__": key.decode()})
+            samples.append((key.decode(), []))
         start, length = at + _BLOCK, int(size, 8)
-        samples[-1][extension.lower().decode()] = content[start : start + length]
+        samples[-1][1].append((extension.lower().decode(), start, start + length))
         at = start + (length + _BLOCK - 1) // _BLOCK * _BLOCK
-    return samples
+    return Samples(content, samples)
 
 
 def _read_with_webdataset(content: bytes, name: str) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from pipelines.storage import Store
 
 JOURNAL_PREFIX = "journal-"
 _JOURNAL_S = 3.0
-_UPLOADS = 2  # shards that travel while the next one is made; each is in memory
+_AT_ONCE = 3  # shards that are encoded or travel while the next one is gathered; each is in memory
 _MEMBER_BYTES = 1024  # at most: a member's header, and what rounds its content up to whole blocks
 
 
@@ -142,6 +142,7 @@ class SetWriter:
         self.part, self.first_shard = part or Part(), first_shard
         self._request = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self._saved = time.monotonic()
+        self._stored: set[str] = set()
         self.manifest = find_finished(store, facts)
         self._journal = self._read_journal(self.part) or _Journal(request=self._request)
 
@@ -173,12 +174,12 @@ class SetWriter:
 
     def _write_part(self, records: Records) -> None:
         journal, behind = self._journal, list[Rejection]()
-        with ThreadPoolExecutor(_UPLOADS) as pool:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
             pending: deque[tuple[Future[ShardEntry], _Shard]] = deque()
             try:
                 for shard in self._cut(records, behind):
                     pending.append((pool.submit(self._store_shard, shard), shard))
-                    if len(pending) > _UPLOADS:
+                    if len(pending) > _AT_ONCE:
                         self._settle(pending)
             except BaseException:  # the source fails, or somebody stops the job: what is on its way is kept
                 while pending:
@@ -239,6 +240,7 @@ class SetWriter:
         """Wait for the oldest upload. If it failed it stays the oldest: no shard behind it gets into the journal."""
         entry, shard = pending[0]
         self._journal.shards.append(entry.result())
+        self._stored.add(shard.name)
         pending.popleft()
         self._journal.rejected += shard.rejected
         self._journal.position = shard.position
@@ -276,8 +278,7 @@ class SetWriter:
             raise InputError(
                 f"nothing to write to {self.store.root}: the source has no samples for split {self.facts['split']!r}"
             )
-        present = set(self.store.list())
-        if gone := [entry.name for entry in shards if entry.name not in present]:
+        if gone := [e.name for e in shards if e.name not in self._stored and self.store.size(e.name) != e.bytes]:
             for part in parts:
                 self.store.delete(part.journal)
             raise StorageError(

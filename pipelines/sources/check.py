@@ -6,7 +6,7 @@ import io
 from typing import Any, Literal
 
 Check = Literal["decode", "quick"]
-_END_OF_JPEG = b"\xff\xd9"
+_START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"
 _TAIL = 4096  # cameras append some bytes behind the end
 
 
@@ -14,7 +14,8 @@ def checked(content: bytes, check: Check) -> bytes:
     """Return the content of an image that can be read.
 
     ``decode`` decodes all of it (of a JPEG in the smallest size, for which every coefficient is read). ``quick`` looks at
-    headers, checksums and the end, which finds files that are cut off or no images, twenty times as fast.
+    the beginning and the end of a JPEG, and at the header and checksums of other formats, which finds files that are cut off
+    or no images, at a small part of the cost.
 
     Raises:
         ValueError, OSError: if it can not be read; the message says why.
@@ -22,15 +23,16 @@ def checked(content: bytes, check: Check) -> bytes:
     """
     from PIL import Image
 
+    if check == "quick" and content.startswith(_START_OF_JPEG):
+        if _END_OF_JPEG not in content[-_TAIL:]:
+            raise ValueError("the file is cut off")
+        return content
     with Image.open(io.BytesIO(content)) as image:
-        if check == "decode":
+        if check == "quick":
+            image.verify()
+        else:
             image.draft("RGB", (1, 1))
             image.load()
-            return content
-        kind = image.format
-        image.verify()
-    if kind == "JPEG" and _END_OF_JPEG not in content[-_TAIL:]:
-        raise ValueError("the file is cut off")
     return content
 
 

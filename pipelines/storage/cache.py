@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import threading
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class ReadCache:
     def __init__(self, folder: str | os.PathLike[str], limit: int) -> None:
         self.folder, self.limit = Path(folder), limit
         self.hits = self.misses = 0
+        self._lock = threading.Lock()
 
     @classmethod
     def configured(cls) -> ReadCache | None:
@@ -59,10 +61,12 @@ class ReadCache:
             return
         temporary = self.folder / f".{sha256}.{secrets.token_hex(6)}.tmp"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._make_room(len(content))
-            temporary.write_bytes(content)
-            temporary.replace(self.folder / sha256)
+            with self._lock:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._make_room(len(content))
+                temporary.write_bytes(content)
+                temporary.replace(self.folder / sha256)
+                self._make_room(0)  # another process may have written, too
         except OSError as error:
             temporary.unlink(missing_ok=True)
             emit("cache", problem=f"can not write to {self.folder}: {error.strerror}")

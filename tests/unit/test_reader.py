@@ -257,4 +257,4 @@ def test_samples_are_read_as_webdataset_reads_them(files: list[tuple[str, str, b
         {k: v for k, v in sample.items() if k not in ("__url__", "__local_path__")}
         for sample in group_by_keys(expanded)
     ]
-    assert read_samples(stream.getvalue(), "x") == expected
+    assert list(read_samples(stream.getvalue(), "x")) == expected

@@ -75,7 +75,9 @@ def test_transient_failures_are_tried_again(faulty: tuple[Proxy, str]) -> None:
         running.fault = lambda request: None
         assert store.read("key") == fault.encode()
     first = len(running.requests)
-    running.fault = lambda request: "drop" if request.number == first + 1 else None  # the listing behind the first answer
+    running.fault = lambda request: (
+        "drop" if request.number == first + 1 else None
+    )  # the listing behind the first answer
     assert store.size("missing") is None and len(running.requests) == first + 3
 
 
