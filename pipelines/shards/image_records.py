@@ -32,21 +32,22 @@ def image_records(
             the progress lists every one of them.
 
     """
-    bad: list[UnreadableImageError] = []
+    bad: list[Rejection] = []
     for position, result in _loaded(source, indices, start):
-        if isinstance(result, UnreadableImageError):
-            bad.append(result)
+        if isinstance(result, Rejection):
             emit("unreadable", image=result.name, reason=result.reason)
             if on_bad_image == "skip":
-                yield Rejection(name=result.name, reason=result.reason)
-        elif on_bad_image == "skip" or not bad:
+                yield result
+            else:
+                bad.append(result)
+        elif not bad:
             content, extension = result
             label = int(source.listing.labels[indices[position]])
             fields = {extension: content, "cls": str(label).encode()}
             yield SampleRecord(key=f"{position:08d}", fields=fields, position=position + 1)
-    if len(bad) == 1 and on_bad_image == "fail":
-        raise bad[0]
-    if bad and on_bad_image == "fail":
+    if len(bad) == 1:
+        raise UnreadableImageError(bad[0].name, source.listing.name, bad[0].reason)
+    if bad:
         listed = "; ".join(f"{error.name} ({error.reason})" for error in bad[:_SHOWN])
         more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise InputError(
@@ -57,22 +58,22 @@ def image_records(
 
 def _loaded(
     source: ImageSource, indices: np.ndarray, start: int
-) -> Iterator[tuple[int, tuple[bytes, str] | UnreadableImageError]]:
+) -> Iterator[tuple[int, tuple[bytes, str] | Rejection]]:
     """Yield (position, image or error) in order, loaded by threads in groups."""
 
-    def load(first: int) -> list[tuple[bytes, str] | UnreadableImageError]:
-        loaded: list[tuple[bytes, str] | UnreadableImageError] = []
+    def load(first: int) -> list[tuple[bytes, str] | Rejection]:
+        loaded: list[tuple[bytes, str] | Rejection] = []
         for index in indices[first : first + _GROUP].tolist():
             try:
                 loaded.append(source.load(index))
             except UnreadableImageError as error:
-                loaded.append(error)
+                loaded.append(Rejection(name=error.name, reason=error.reason))  # the error itself holds the image
         return loaded
 
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         firsts = iter(range(start, len(indices), _GROUP))
-        pending: deque[Future[list[tuple[bytes, str] | UnreadableImageError]]] = deque()
+        pending: deque[Future[list[tuple[bytes, str] | Rejection]]] = deque()
         position = start
         while True:
             pending.extend(pool.submit(load, first) for first in itertools.islice(firsts, threads + 1 - len(pending)))

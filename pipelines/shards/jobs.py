@@ -86,6 +86,7 @@ def shard_images(
                 "shard_samples": shard_samples,
                 "shard_mib": shard_mib,
                 "on_bad_image": on_bad_image,
+                "check": check,
             },
         }
         writer = SetWriter(

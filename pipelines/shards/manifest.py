@@ -94,4 +94,9 @@ def read_manifest(store: Store, kind: Literal["images", "deepnets"] | None = Non
         raise InputError(f"{store.root} holds {manifest.kind} shards, but {kind} shards are needed")
     if manifest.samples < 1:
         raise DataError(f"{store.root} holds no samples; make the shard set again")
+    if manifest.samples != (found := sum(entry.samples for entry in manifest.shards)):
+        raise DataError(
+            f"{store.url(MANIFEST_NAME)} is damaged: {manifest.samples} samples, but {found} in its shards; make the "
+            "shard set again"
+        )
     return manifest

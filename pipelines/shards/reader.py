@@ -262,7 +262,10 @@ def read_shard(store: Store, shard: ShardEntry, cache: ReadCache | None = None) 
         content = read_verified(store, shard)
         if cache:
             cache.put(shard.sha256, content)
-    samples = read_samples(content, shard.name)
+    try:
+        samples = read_samples(content, shard.name)
+    except Exception as error:  # a tar that was made to match the manifest can be wrong in any way
+        raise DataError(f"{store.url(shard.name)} is no tar of samples: {error}; make the shard set again") from error
     if len(samples) != shard.samples:
         raise DataError(f"{store.url(shard.name)} holds {len(samples)} samples, the manifest says {shard.samples}")
     return samples

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from pipelines.shards.manifest import MANIFEST_NAME, Manifest, Rejection, ShardE
 from pipelines.shards.tar import write_samples
 from pipelines.storage import Store
 
-JOURNAL_PREFIX = "journal-"
+_JOURNAL = re.compile(r"journal-\d{5}-of-\d{5}\.json")
 _JOURNAL_S = 3.0
 _AT_ONCE = 3  # shards that are encoded or travel while the next one is gathered; each is in memory
 _MEMBER_BYTES = 1024  # at most: a member's header, and what rounds its content up to whole blocks
@@ -75,7 +76,7 @@ class Part:
     @property
     def journal(self) -> str:
         """Key of the part's journal."""
-        return f"{JOURNAL_PREFIX}{self.number:05d}-of-{self.count:05d}.json"
+        return f"journal-{self.number:05d}-of-{self.count:05d}.json"
 
 
 class _Journal(BaseModel):
@@ -144,7 +145,7 @@ class SetWriter:
         self._saved = time.monotonic()
         self._stored: set[str] = set()
         self.manifest = find_finished(store, facts)
-        self._journal = self._read_journal(self.part) or _Journal(request=self._request)
+        self._journal = self._read_journal(self.part.journal) or _Journal(request=self._request)
 
     @property
     def done(self) -> int:
@@ -174,6 +175,7 @@ class SetWriter:
 
     def _write_part(self, records: Records) -> None:
         journal, behind = self._journal, list[Rejection]()
+        self._forget_other_requests()
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             pending: deque[tuple[Future[ShardEntry], _Shard]] = deque()
             try:
@@ -193,6 +195,12 @@ class SetWriter:
         journal.finished = True
         if journal.shards or self.part.count > 1:
             self._save_journal()
+
+    def _forget_other_requests(self) -> None:
+        """Remove journals of other requests: what they say of the shards here is about to be untrue."""
+        for key in self.store.list("journal-"):
+            if _JOURNAL.fullmatch(key) and self._read_journal(key) is None:
+                self.store.delete(key)
 
     def _cut(self, records: Records, behind: list[Rejection]) -> Iterator[_Shard]:
         """Yield shards; what is rejected behind the last sample goes to ``behind``."""
@@ -251,10 +259,10 @@ class SetWriter:
         self.store.write(self.part.journal, self._journal.model_dump_json().encode())
         self._saved = time.monotonic()
 
-    def _read_journal(self, part: Part) -> _Journal | None:
-        """Return a part's journal, ``None`` if there is none of this request or its shards are gone."""
+    def _read_journal(self, key: str) -> _Journal | None:
+        """Return a journal, ``None`` if there is none of this request."""
         try:
-            journal = _Journal.model_validate_json(self.store.read(part.journal))
+            journal = _Journal.model_validate_json(self.store.read(key))
         except (FileNotFoundError, ValidationError):
             return None
         if journal.request != self._request:
@@ -264,7 +272,7 @@ class SetWriter:
     def _publish(self) -> Manifest | None:
         """Put all parts together, if all are finished, and write the manifest."""
         parts = [Part(number, self.part.count) for number in range(1, self.part.count + 1)]
-        journals = [self._journal if part == self.part else self._read_journal(part) for part in parts]
+        journals = [self._journal if part == self.part else self._read_journal(part.journal) for part in parts]
         unfinished = [
             part.number for part, journal in zip(parts, journals, strict=True) if not journal or not journal.finished
         ]
@@ -290,14 +298,19 @@ class SetWriter:
             shards=shards,
             rejected=[item for journal in journals if journal for item in journal.rejected],
         )
-        self.store.write(MANIFEST_NAME, manifest.encode())
+        try:
+            self.store.write(MANIFEST_NAME, manifest.encode())
+        except StorageError:  # a part that finished at the same moment may have published, and cleaned up
+            if find_finished(self.store, self.facts) is None:
+                raise
         return manifest
 
     def _clean(self, manifest: Manifest) -> None:
         """Remove journals, and what jobs that were killed or had another request left behind."""
         known = {entry.name for entry in manifest.shards}
+        shard = re.compile(rf"{manifest.kind}-{manifest.split}-\d{{6,}}\.tar")
         for key in self.store.list():
-            if "/" not in key and (key.startswith(JOURNAL_PREFIX) or (key.endswith(".tar") and key not in known)):
+            if _JOURNAL.fullmatch(key) or (shard.fullmatch(key) and key not in known):
                 self.store.delete(key)
         self.store.remove_unfinished()
 

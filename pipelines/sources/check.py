@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 Check = Literal["decode", "quick"]
 _START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # whatever the file's name says; nothing that runs programs
+_LONGEST = 100  # times as long as wide
 _TAIL = 4096  # cameras append some bytes behind the end
 
 
@@ -14,8 +16,8 @@ def checked(content: bytes, check: Check) -> bytes:
     """Return the content of an image that can be read.
 
     ``decode`` decodes all of it (of a JPEG in the smallest size, for which every coefficient is read). ``quick`` looks at
-    the beginning and the end of a JPEG, and at the header and checksums of other formats, which finds files that are cut off
-    or no images, at a small part of the cost.
+    the beginning and the end of a JPEG, and at the header and, if its format has them, the checksums of another image: that
+    finds files that are cut off or no images, at a small part of the cost.
 
     Raises:
         ValueError, OSError: if it can not be read; the message says why.
@@ -27,7 +29,7 @@ def checked(content: bytes, check: Check) -> bytes:
         if _END_OF_JPEG not in content[-_TAIL:]:
             raise ValueError("the file is cut off")
         return content
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         if check == "quick":
             image.verify()
         else:
@@ -40,7 +42,9 @@ def resized(content: bytes, size: int) -> bytes:
     """Return an image as PNG with the shorter side resized to ``size`` and the centre cut out; errors as above."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        if max(image.size) > _LONGEST * min(image.size):
+            raise ValueError(f"{image.size[0]} x {image.size[1]} pixels can not be resized sensibly")
         small = fit(image.convert("RGB"), size)
     stream = io.BytesIO()
     small.save(stream, format="PNG")

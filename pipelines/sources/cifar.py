@@ -42,22 +42,53 @@ _VERSIONS = (
     _Version(("train.bin",), "test.bin", "fine_label_names.txt", 2),
 )
 _KNOWN_FILES = frozenset(name for version in _VERSIONS for name in (*version.train, version.test, version.classes))
-_KNOWN_GLOBALS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+_KNOWN_TYPES = {"u1": "u1", "i4": "<i4", "i8": "<i8"}
+
+
+class _Dtype:
+    """Stands for ``numpy.dtype``, whose own pickled state could describe memory that is not there."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name = _KNOWN_TYPES[name]
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in ("|", "<"):
+            raise pickle.UnpicklingError(f"an array has the byte order {state[1]!r}")
+
+
+class _Array:
+    """Stands for ``numpy.ndarray``: the array is made from its bytes."""
+
+    values: np.ndarray
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, raw = state
+        content = raw.encode("latin1") if isinstance(raw, str) else raw
+        if fortran or not isinstance(dtype, _Dtype):
+            raise pickle.UnpicklingError("an array is of an unknown kind")
+        self.values = np.frombuffer(content, dtype=dtype.name).reshape(shape)
+
+
+def _latin1(text: str, *_: Any) -> bytes:
+    return text.encode("latin1")
+
+
+_KNOWN_GLOBALS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _latin1,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
 }
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Arrays and plain data only."""
+    """Arrays and plain data only; nothing that is named in a pickle is ever imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN_GLOBALS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return _KNOWN_GLOBALS[module, name]
 
 
 def find_cifar(path: Path, files: Files | None) -> dict[str, _Load] | None:
@@ -84,7 +115,7 @@ def _tar_members(path: Path) -> dict[str, _Load]:
             content = {}
             for member in archive:
                 name = Path(member.name).name
-                stream = archive.extractfile(member) if name in _KNOWN_FILES else None
+                stream = archive.extractfile(member) if name in _KNOWN_FILES and member.isreg() else None
                 if stream is not None:
                     content[name] = stream.read()
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -105,15 +136,15 @@ def list_cifar(path: Path, members: dict[str, _Load]) -> Listing:
     pixels, labels, given = [], [], []
     for split, files in (("train", version.train), ("test", (version.test,))):
         for name in files:
-            part, part_labels = read(f"{path.name}: {name}", members[name](), version)
+            part, part_labels = read(f"{path.name}: {name}", _content(path, members, name), version)
             names += [f"{name}/{i:05d}" for i in range(len(part))]
             pixels.append(part)
             labels.append(part_labels)
             given.append(np.full(len(part), SPLITS.index(split), dtype=np.int8))
-    classes = _read_classes(f"{path.name}: {version.classes}", members[version.classes](), version)
+    classes = _read_classes(f"{path.name}: {version.classes}", _content(path, members, version.classes), version)
     all_labels = np.concatenate(labels).astype(np.int32)
-    if all_labels.max() >= len(classes):
-        raise InputError(f"{path.name} has label {all_labels.max()} but {len(classes)} class names; fetch it again")
+    if not len(all_labels) or all_labels.max() >= len(classes):
+        raise InputError(f"{path.name} has labels that its {len(classes)} class names do not cover; fetch it again")
     all_pixels = np.concatenate(pixels)
 
     def load(i: int) -> tuple[bytes, str]:
@@ -135,6 +166,13 @@ def list_cifar(path: Path, members: dict[str, _Load]) -> Listing:
     )
 
 
+def _content(path: Path, members: dict[str, _Load], name: str) -> bytes:
+    try:
+        return members[name]()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path.name}: {name} can not be read: {error}; fetch the archive again") from error
+
+
 def _unpickle(where: str, content: bytes) -> dict[str, Any]:
     try:
         data = _DataUnpickler(io.BytesIO(content), encoding="latin1").load()
@@ -147,7 +185,14 @@ def _unpickle(where: str, content: bytes) -> dict[str, Any]:
 
 def _read_pickle(where: str, content: bytes, version: _Version) -> tuple[np.ndarray, np.ndarray]:
     data = _unpickle(where, content)
-    pixels, labels = data.get("data"), np.array(data.get("labels", data.get("fine_labels")))
+    pixels, labels = (
+        value.values if isinstance(value, _Array) else value
+        for value in (data.get("data"), data.get("labels", data.get("fine_labels")))
+    )
+    if isinstance(labels, list) and all(type(label) is int and 0 <= label < 1000 for label in labels):
+        labels = np.array(labels, dtype=np.int64)
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not ((labels >= 0) & (labels < 1000)).all():
+        raise InputError(f"{where} can not be read: it holds no list of labels; fetch the archive again")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
         raise InputError(f"{where} can not be read: no {_PIXELS} bytes for each label; fetch the archive again")
     return pixels, labels
@@ -165,4 +210,7 @@ def _read_classes(where: str, content: bytes, version: _Version) -> tuple[str, .
     if version.label_bytes:
         return tuple(line.strip() for line in content.decode(errors="replace").splitlines() if line.strip())
     data = _unpickle(where, content)
-    return tuple(str(name) for name in data.get("label_names", data.get("fine_label_names", ())))
+    names = data.get("label_names", data.get("fine_label_names"))
+    if not isinstance(names, list):
+        raise InputError(f"{where} can not be read: it holds no class names; fetch the archive again")
+    return tuple(str(name) for name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ class Files:
         self._members: dict[str, int] = {}
         names, folders = [], set()
         for name in self._zip_names() if self._archive else _folder_names(path):
+            _check_encodable(name, path.name)
             if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
                 continue
             if name.endswith("/"):
@@ -52,14 +54,14 @@ class Files:
             return (self.path / name).read_bytes()
         try:
             return self._archive.read(self._archive.filelist[self._members[name]])
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, unknown method
-            raise ValueError(str(error)) from error
+        except Exception as error:  # damaged, encrypted, of an unknown method: each fails in its own way
+            raise ValueError(str(error) or type(error).__name__) from error
 
     def _zip_names(self) -> Iterator[str]:
         if self._archive is None:
             return
         for position, member in enumerate(self._archive.filelist):
-            name = member.filename.replace("\\", "/")
+            name = re.sub(r"(^|/)(\./)+", r"\1", member.filename.replace("\\", "/"))
             if name.startswith("/") or ".." in name.split("/") or (len(name) > 1 and name[1] == ":"):
                 raise InputError(
                     f"{self.path.name} holds the unsafe name {name!r} (it points out of the archive); make the zip again"
@@ -75,26 +77,33 @@ class Files:
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise InputError(f"image source {path.name} is not a readable zip: {error}") from error
 
 
 def _folder_names(root: Path) -> Iterator[str]:
     """Yield all files, and all folders with a ``/`` at the end; symbolic links to folders are followed."""
-    pending, seen = [""], set()
+    pending: list[tuple[str, frozenset[str]]] = [("", frozenset())]
     while pending:
-        prefix = pending.pop()
+        prefix, above = pending.pop()
+        above |= {os.path.realpath(root / prefix)}
         try:
-            real = os.path.realpath(root / prefix)
-            if real in seen:
-                continue
-            seen.add(real)
             entries = list(os.scandir(root / prefix))
         except OSError as error:
             raise InputError(f"can not list {root / prefix}: {error.strerror}") from error
         for entry in entries:
             if entry.is_dir():
-                pending.append(f"{prefix}{entry.name}/")
+                if entry.is_symlink() and os.path.realpath(entry.path) in above:  # a link to a folder that it lies in
+                    continue
+                pending.append((f"{prefix}{entry.name}/", above))
                 yield f"{prefix}{entry.name}/"
             elif entry.is_file():
                 yield f"{prefix}{entry.name}"
+
+
+def _check_encodable(name: str, source: str) -> None:
+    """Raise for a name that is no Unicode text: no manifest could hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{source} holds the name {name!r}, which is not UTF-8; rename it") from None

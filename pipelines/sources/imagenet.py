@@ -24,6 +24,7 @@ GROUND_TRUTH = (
     "LOC_val_solution.csv",
     "val.txt",
 )
+_CLASS_FOLDER = re.compile(r"(?:^|/)train/(n\d{8})$")
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -48,6 +49,11 @@ def list_imagenet(files: Files) -> Listing:
         elif match := _VALIDATION.search(name):
             validation.append((name, match[1] or ""))
     classes = tuple(sorted({wnid for _, wnid in train}))
+    folders = [*files.folders, *(name.rpartition("/")[0] for name in files.names)]
+    if empty := sorted({match[1] for name in folders if (match := _CLASS_FOLDER.search(name))} - set(classes)):
+        raise InputError(
+            f"class folder train/{empty[0]} in {files.path.name} holds no images; remove it, or add its images"
+        )
     number = {wnid: i for i, wnid in enumerate(classes)}
     if not all(wnid for _, wnid in validation):
         truth = _ground_truth(files, [name for name, _ in validation])
@@ -75,7 +81,11 @@ def _ground_truth(files: Files, images: list[str]) -> list[str]:
             f"{files.path.name} has validation images in no class folders and no ground truth file; put one of "
             f"{', '.join(GROUND_TRUTH)} into it"
         )
-    lines = [line for line in files.read(name).decode(errors="replace").splitlines() if line.strip()]
+    try:
+        content = files.read(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"ground truth {name} in {files.path.name} can not be read: {error}") from error
+    lines = [line for line in content.decode(errors="replace").splitlines() if line.strip()]
     if lines and lines[0].startswith("ImageId"):  # the header of the CSV form
         lines = lines[1:]
     if all(line.strip().isdigit() for line in lines):
@@ -114,6 +124,6 @@ def _of_official_numbers(files: Files, numbers: list[int]) -> list[str]:
         wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     except Exception as error:  # a damaged file can fail in any way
         raise InputError(f"{name} in {files.path.name} is not the development kit's meta.mat: {error}") from error
-    if unknown := next((number for number in numbers if number not in wnids), None):
+    if (unknown := next((number for number in numbers if number not in wnids), None)) is not None:
         raise InputError(f"{name} in {files.path.name} has no class number {unknown}")
     return [wnids[number] for number in numbers]

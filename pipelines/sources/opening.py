@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +62,8 @@ class ImageSource:
             if self.image_size:
                 return resized(content, self.image_size), "png"
             return checked(content, self.check), extension
-        except (OSError, ValueError, SyntaxError, EOFError, OverflowError) as error:
-            raise UnreadableImageError(listing.names[index], listing.name, str(error)) from error
-        except Exception as error:
-            if type(error).__name__ not in ("DecompressionBombError", "error"):  # of PIL, of zlib
-                raise
-            raise UnreadableImageError(listing.names[index], listing.name, str(error)) from error
+        except Exception as error:  # decoders fail in many ways
+            raise UnreadableImageError(listing.names[index], listing.name, _reason(error)) from None
 
 
 def open_source(
@@ -98,9 +96,18 @@ def open_source(
     listing = digits.list_digits(image_size or digits.SIZE) if source == "digits" else _list(Path(source))
     digest = hashlib.sha256()
     for name, label, split in zip(listing.names, listing.labels.tolist(), listing.given.tolist(), strict=True):
-        digest.update(f"{split}\0{label}\0{name}\n".encode(errors="surrogateescape"))
+        digest.update(f"{split}\0{label}\0{name}\n".encode())
     splits = _split(listing, seed=seed, limit=limit, val_fraction=val_fraction)
     return ImageSource(listing=listing, splits=splits, digest=digest.hexdigest(), image_size=image_size, check=check)
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong, the same on every machine: it becomes part of the manifest."""
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "it is no image of a known format"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error)) or type(error).__name__
 
 
 def _list(path: Path) -> Listing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import threading
 import time
@@ -17,6 +18,8 @@ from pipelines.progress import emit
 from pipelines.storage.settings import StorageSettings
 
 _ABANDONED_S = 3600.0
+_CONTENT = re.compile(r"[0-9a-f]{64}")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{12}\.tmp")
 
 
 class ReadCache:
@@ -49,7 +52,8 @@ class ReadCache:
             self.misses += 1
             return None
         if hashlib.sha256(content).hexdigest() != sha256:
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink()
             self.misses += 1
             return None
         self.hits += 1
@@ -68,7 +72,8 @@ class ReadCache:
                 temporary.replace(self.folder / sha256)
                 self._make_room(0)  # another process may have written, too
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             emit("cache", problem=f"can not write to {self.folder}: {error.strerror}")
 
     def _make_room(self, wanted: int) -> None:
@@ -76,11 +81,10 @@ class ReadCache:
         for file in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another process removed it
                 facts = file.stat()
-                if file.suffix == ".tmp":  # being written, or left by a process that was killed
-                    if time.time() - facts.st_mtime > _ABANDONED_S:
-                        file.unlink()
-                    continue
-                files.append((facts.st_mtime_ns, facts.st_size, file))
+                if _CONTENT.fullmatch(file.name):  # what has another name is not the cache's
+                    files.append((facts.st_mtime_ns, facts.st_size, file))
+                elif _UNFINISHED.fullmatch(file.name) and time.time() - facts.st_mtime > _ABANDONED_S:
+                    file.unlink()  # left by a process that was killed
         held = sum(size for _, size, _ in files)
         for _, size, file in sorted(files):
             if held + wanted <= self.limit:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from ghn.errors import InputError, StorageError
 from pipelines.storage.store import Store
 
-_UNFINISHED = ".tmp"
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 
 class LocalStore(Store):
@@ -35,7 +37,7 @@ class LocalStore(Store):
 
     def write(self, key: str, content: bytes, sha256: str | None = None) -> None:
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{_UNFINISHED}")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as stream:
@@ -44,7 +46,8 @@ class LocalStore(Store):
                 os.fsync(stream.fileno())
             temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise StorageError(
                 f"can not write {self.url(key)}: {error.strerror}; what was written before is kept: mend it and run "
                 "the same command again"
@@ -52,7 +55,10 @@ class LocalStore(Store):
 
     def size(self, key: str) -> int | None:
         path = self._path(key)
-        return path.stat().st_size if path.is_file() else None
+        try:
+            return path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise StorageError(f"can not look at {self.url(key)}: {error.strerror}") from error
 
     def list(self, prefix: str = "") -> Sequence[str]:
         root = Path(self.root)
@@ -63,7 +69,10 @@ class LocalStore(Store):
         )
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"can not remove {self.url(key)}: {error.strerror}") from error
 
     def remove_unfinished(self) -> int:
         left = [path for path in self._files() if _is_unfinished(path)]
@@ -77,4 +86,4 @@ class LocalStore(Store):
 
 
 def _is_unfinished(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
+    return _UNFINISHED.fullmatch(path.name) is not None

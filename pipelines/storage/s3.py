@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -81,7 +82,7 @@ class S3Store(Store):
 
         if stop is not None and stop <= start:
             return b""
-        self._persist(key, download)
+        self._persist(key, download, progress=lambda: position)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def write(self, key: str, content: bytes, sha256: str | None = None) -> None:
@@ -109,12 +110,20 @@ class S3Store(Store):
         self._persist(key, upload)
 
     def size(self, key: str) -> int | None:
+        missing = False
         try:
-            size: int = self._call("head_object", key, Key=self.prefix + key)["ContentLength"]
+            return self._head(key)
         except FileNotFoundError:
-            # A missing bucket answers a bare 404 here too; a listing tells the two apart.
-            self._call("list_objects_v2", key, Prefix=self.prefix + key, MaxKeys=1)
-            return None
+            missing = True
+        except StorageError as error:
+            if error.__cause__ is None or _code(error.__cause__) not in ("400", "403"):
+                raise
+        # Answers to HEAD have no body: a listing says whether it is the bucket, the credentials or the key.
+        self._call("list_objects_v2", key, Prefix=self.prefix + key, MaxKeys=1)
+        return None if missing else self._head(key)
+
+    def _head(self, key: str) -> int:
+        size: int = self._call("head_object", key, Key=self.prefix + key)["ContentLength"]
         return size
 
     def list(self, prefix: str = "") -> Sequence[str]:
@@ -137,10 +146,13 @@ class S3Store(Store):
                 for item in page.get("Uploads", ())
                 if item["Key"].startswith(self.prefix)  # some servers take no notice of the prefix
             ]
-        except (StorageError, FileNotFoundError):  # not every server lists uploads, nor every role may
+            for name, upload in left:
+                self._call("abort_multipart_upload", name, Key=name, UploadId=upload)
+        except (
+            StorageError,
+            FileNotFoundError,
+        ):  # not every server lists uploads, nor every role may; or they are gone
             return 0
-        for name, upload in left:
-            self._call("abort_multipart_upload", name, Key=name, UploadId=upload)
         return len(left)
 
     def _pages(self, operation: str, prefix: str, following: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -155,14 +167,28 @@ class S3Store(Store):
     def _call(self, operation: str, key: str, **arguments: Any) -> Any:
         return self._persist(key, lambda: getattr(self.client, operation)(Bucket=self.bucket, **arguments))
 
-    def _persist(self, key: str, attempt: Callable[[], _T]) -> _T:
-        """Try until it works, the failure is final, or the deadline has passed; say what went wrong in our own terms."""
+    def _persist(self, key: str, attempt: Callable[[], _T], progress: Callable[[], int] = int) -> _T:
+        """Try until it works, the failure is final, or the deadline has passed; say what went wrong in our own terms.
+
+        The deadline counts from the first failure, and anew from a failure behind which ``progress`` is larger than before.
+        """
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
         from tenacity import Retrying, retry_if_exception, wait_exponential_jitter
 
+        failing_since, reached = 0.0, -1
+
+        def is_late(state: Any) -> bool:
+            nonlocal failing_since, reached
+            if progress() > reached:
+                failing_since, reached = time.monotonic(), progress()
+            deadline = self.settings.s3_deadline_s
+            if not self._answered and _client_error(state.outcome.exception()) is None:
+                deadline = min(deadline, _FIRST_DEADLINE_S)
+            return time.monotonic() - failing_since >= deadline
+
         retrying = Retrying(
-            stop=self._is_late,
+            stop=is_late,
             wait=wait_exponential_jitter(initial=0.2, max=_LONGEST_PAUSE_S, jitter=0.2),
             retry=retry_if_exception(_is_transient),
             before_sleep=lambda state: _tell(self.url(key), state),
@@ -174,7 +200,8 @@ class S3Store(Store):
             except (ClientError, Boto3Error) as error:
                 if _code(error) not in _EXPIRED:
                     raise
-                _CLIENTS.clear()  # credentials may have been renewed where they come from
+                with _CLIENTS_LOCK:
+                    _CLIENTS.clear()  # credentials may have been renewed where they come from
                 result = retrying(attempt)
         except (ClientError, Boto3Error) as error:
             raise self._explained(key, error) from error
@@ -187,13 +214,6 @@ class S3Store(Store):
             ) from error
         self._answered = True
         return result
-
-    def _is_late(self, state: Any) -> bool:
-        deadline = self.settings.s3_deadline_s
-        if not self._answered and _client_error(state.outcome.exception()) is None:
-            deadline = min(deadline, _FIRST_DEADLINE_S)
-        late: bool = state.seconds_since_start >= deadline
-        return late
 
     def _explained(self, key: str, error: Exception) -> Exception:
         code = _code(error)

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -75,6 +76,33 @@ def test_leftovers_of_another_job_are_removed(tmp_path: Path) -> None:
     assert set(store.list()) == {MANIFEST_NAME, "images-train-000000.tar"}
 
 
+def test_what_others_left_in_the_folder_stays(tmp_path: Path) -> None:
+    foreign = ["n01440764.tar", "images-val-000000.tar", "journal.json", ".notes.tmp", "sub/images-train-000009.tar"]
+    for name in foreign:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"mine")
+    for _ in range(2):
+        write_shards(LocalStore(str(tmp_path)), records(3), shard_samples=10)
+        assert all((tmp_path / name).read_bytes() == b"mine" for name in foreign)
+
+
+def test_a_journal_of_another_request_is_not_believed(tmp_path: Path) -> None:
+    """A is stopped, B overwrites some of its shards and is stopped, A goes on."""
+    store, whole = LocalStore(str(tmp_path / "broken")), LocalStore(str(tmp_path / "whole"))
+
+    def stopped(count: int) -> Iterator[SampleRecord]:
+        yield from (replace(record, fields={"png": bytes([count])}) for record in records(25)[:count])
+        raise StorageError("stopped")
+
+    for count, facts in ((17, FACTS), (7, {**FACTS, "seed": 1})):
+        with pytest.raises(StorageError):
+            write_shards(store, stopped(count), shard_samples=5, facts=facts)
+    items = [replace(record, fields={"png": bytes([17])}) for record in records(25)]
+    for target in (store, whole):
+        write_shards(target, items, shard_samples=5)
+    assert content(store) == content(whole)
+
+
 def test_a_finished_set_is_never_overwritten_by_another_request(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
     manifest = write_shards(store, records(5), shard_samples=2)
@@ -94,9 +122,16 @@ def test_damaged_or_foreign_manifests_are_named(tmp_path: Path) -> None:
     write_shards(store, records(3), shard_samples=10)
     with pytest.raises(InputError, match="holds images shards, but deepnets"):
         read_manifest(store, "deepnets")
-    store.write(MANIFEST_NAME, store.read(MANIFEST_NAME)[:50])
-    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
-        read_manifest(store, "images")
+    whole = store.read(MANIFEST_NAME)
+    for damaged in (
+        whole[:50],
+        whole.replace(b'\n "samples": 3', b'\n "samples": 4'),
+        whole.replace(b"images-", b"../images-"),
+    ):
+        assert damaged != whole
+        store.write(MANIFEST_NAME, damaged)
+        with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+            read_manifest(store, "images")
 
 
 def test_image_job_on_s3(s3: str, tmp_path: Path) -> None:
@@ -138,10 +173,13 @@ def test_unreadable_images_are_all_listed_and_left_out_if_asked(check: str, tmp_
         stored = keys(ShardReader(LocalStore(str(tmp_path / "skipped" / split)), "images", seed=0).in_order())
         assert len(set(stored)) == len(stored) == manifest.samples
     assert found == bad and sum(manifest.samples for manifest in manifests.values()) == 57
-    again = shard_images(
-        str(folder), str(tmp_path / "skipped"), seed=0, shard_samples=8, check=check, on_bad_image="skip"
-    )
-    assert again == manifests
+    options = {"seed": 0, "shard_samples": 8, "on_bad_image": "skip"}
+    assert shard_images(str(folder), str(tmp_path / "again"), check=check, **options) == manifests
+    assert content(LocalStore(str(tmp_path / "again"))) == content(LocalStore(str(tmp_path / "skipped")))
+    with pytest.raises(InputError, match="another request"):
+        shard_images(
+            str(folder), str(tmp_path / "again"), check={"quick": "decode", "decode": "quick"}[check], **options
+        )
 
 
 def test_shards_are_cut_by_size_too(tmp_path: Path) -> None:

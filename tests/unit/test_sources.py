@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import tarfile
 import zipfile
@@ -215,10 +216,21 @@ def test_ground_truth_that_does_not_fit_is_named(tmp_path: Path) -> None:
     refused("n99999999, which has no training images")
     (root / truth).write_text("1\n" * 5)
     refused(r"data/meta\.mat")
+    kinds = [("ILSVRC2012_ID", "f8"), ("WNID", "O")]
+    savemat(root / "meta.mat", {"synsets": np.array([(1, WNIDS[0]), (2, WNIDS[1])], dtype=kinds)})
+    (root / truth).write_text("0\n" * 5)
+    refused("no class number 0")
     (root / "meta.mat").write_bytes(b"no matrix")
     refused(r"not the development kit's meta\.mat")
     (root / truth).unlink()
     refused("no ground truth file; put one of ILSVRC2012_validation_ground_truth.txt")
+
+
+def test_an_empty_class_of_imagenet_is_named(tmp_path: Path) -> None:
+    root = make_imagenet(tmp_path / "imagenet", truth=None)
+    (root / "train" / "n00000000").mkdir()
+    with pytest.raises(InputError, match=r"train/n00000000 in imagenet holds no images"):
+        open_source(str(root), seed=0)
 
 
 def cifar_files(kind: str, rng: np.random.Generator) -> tuple[dict[str, bytes], list[tuple[np.ndarray, int]]]:
@@ -322,6 +334,68 @@ def test_damaged_cifar_archives_are_named(kind: str, name: str, content: bytes, 
     files, _ = cifar_files(kind, np.random.default_rng(0))
     with pytest.raises(InputError, match=f"{name} can not be read"):
         open_source(str(as_tar(files | {name: content}, tmp_path)), seed=0)
+
+
+class Hidden:
+    """A pickled array whose dtype would describe memory that is not there."""
+
+    def __reduce__(self) -> object:
+        return (np.ndarray, ((4,), np.dtype("O")))
+
+
+@pytest.mark.parametrize(
+    "values", [Hidden(), np.array([None]), np.zeros((4, 3072), dtype=">i4"), np.zeros(4, dtype="f8")]
+)
+def test_arrays_of_other_kinds_are_refused(values: object, tmp_path: Path) -> None:
+    files, _ = cifar_files("cifar-10-python", np.random.default_rng(0))
+    files["data_batch_2"] = pickle.dumps({"data": values, "labels": [0] * 4}, protocol=2)
+    with pytest.raises(InputError, match="data_batch_2 can not be read"):
+        open_source(str(as_tar(files, tmp_path)), seed=0)
+
+
+@pytest.mark.parametrize("labels", [None, ["cat"] * 4, [-1] * 4, [10**12] * 4])
+def test_strange_labels_are_refused(labels: object, tmp_path: Path) -> None:
+    files, _ = cifar_files("cifar-10-python", np.random.default_rng(0))
+    pixels = np.zeros((4, 3072), dtype=np.uint8)
+    files["test_batch"] = as_published({"data": pixels, "labels": labels} if labels else {"data": pixels})
+    with pytest.raises(InputError, match="test_batch can not be read: it holds no list of labels"):
+        open_source(str(as_folder(files, tmp_path)), seed=0)
+
+
+def test_links_in_tars_are_no_files(tmp_path: Path) -> None:
+    files, _ = cifar_files("cifar-10-binary", np.random.default_rng(0))
+    del files["test_batch.bin"]
+    with tarfile.open(as_tar(files, tmp_path), "w") as archive:
+        member = tarfile.TarInfo("test_batch.bin")
+        member.type, member.linkname = tarfile.SYMTYPE, "test_batch.bin"
+        archive.addfile(member)
+    with pytest.raises(InputError, match="a tar, but no CIFAR archive"):
+        open_source(str(tmp_path / "cifar.tar.gz"), seed=0)
+
+
+def test_damaged_members_of_zips_are_named(tmp_path: Path) -> None:
+    files, _ = cifar_files("cifar-10-binary", np.random.default_rng(0))
+    path = as_zip(files, tmp_path)
+    data = bytearray(path.read_bytes())
+    data[data.index(files["data_batch_3.bin"]) + 9] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"data_batch_3.bin can not be read: Bad CRC"):
+        open_source(str(path), seed=0)
+
+
+def test_names_that_no_manifest_can_hold_are_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images")
+    (Path(os.fsdecode(bytes(tmp_path) + b"/images/c\xff"))).mkdir()
+    with pytest.raises(InputError, match="not UTF-8; rename it"):
+        open_source(str(tmp_path / "images"), seed=0)
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "images", "train/{cls}/{n}.jpg")
+    (folder / "val").symlink_to(folder / "train", target_is_directory=True)
+    (folder / "train" / "loop").symlink_to(folder, target_is_directory=True)
+    source = open_source(str(folder), seed=0)
+    assert len(source.splits["train"]) + len(source.splits["test"]) == 30 and len(source.splits["val"]) == 30
 
 
 def test_other_tars_are_refused(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from ghn.errors import InputError, StorageError
 from pipelines.storage import LocalStore, ReadCache, Store, open_store
@@ -106,12 +109,32 @@ def test_trying_again_ends_at_the_deadline(faulty: tuple[Proxy, str], monkeypatc
         store.write("key", b"1")
 
 
+def test_the_deadline_counts_from_the_first_failure(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GHN_S3_DEADLINE_S", "0.5")
+    store = open_store(s3)
+    failures = iter([True, False])
+
+    def slow() -> str:
+        time.sleep(0.7)  # a long transfer that breaks off at its end
+        if next(failures):
+            raise EndpointConnectionError(endpoint_url="x")
+        return "done"
+
+    assert store._persist("key", slow) == "done"  # type: ignore[attr-defined]
+
+
 def test_expired_credentials_are_looked_up_anew_and_named(faulty: tuple[Proxy, str]) -> None:
     running, url = faulty
     store = open_store(url)
     running.fault = lambda request: "expired" if request.number == 0 else None
     store.write("key", b"1")
+    head = len(running.requests)
+    running.fault = lambda request: "expired" if request.number <= head + 1 else None  # the answer to HEAD has no body
+    assert store.size("key") == 1
     running.fault = lambda request: "expired"
+    for ask in (store.size, store.read):
+        with pytest.raises(StorageError, match="the credentials have expired"):
+            ask("key")
     with pytest.raises(StorageError, match=r"key: the credentials have expired; renew them and run the same command"):
         store.read("key")
 
@@ -161,6 +184,16 @@ def test_a_disk_that_refuses_leaves_no_partial_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and "can not write" in done.stderr and "File too large" in done.stderr
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["small"]
+
+
+def test_a_cache_leaves_other_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.docx").write_bytes(bytes(90))
+    (tmp_path / "folder").mkdir()
+    cache = ReadCache(tmp_path, 100)
+    for i in range(3):
+        cache.put(hashlib.sha256(bytes([i]) * 60).hexdigest(), bytes([i]) * 60)
+    assert len(list(tmp_path.iterdir())) == 3 and (tmp_path / "thesis.docx").is_file()
+    ReadCache(tmp_path / "thesis.docx", 100).put("0" * 64, b"1")  # no folder: costs the cache only
 
 
 def test_cached_content_is_what_its_name_says(tmp_path: Path) -> None:
