@@ -264,7 +264,7 @@ def test_architecture_job_counts_nodes_and_passes_over_large_graphs(tmp_path: Pa
 KILLED_JOB = """
 import sys
 from pipelines.shards.jobs import shard_deepnets
-shard_deepnets(["train"], sys.argv[1], count=300, seed=0, shard_samples=10, image_size=16, channels=(8,), fc_dims=(32,))
+shard_deepnets(["train"], sys.argv[1], count=100, seed=0, shard_samples=5, image_size=16, channels=(8,), fc_dims=(32,))
 """
 
 
@@ -274,7 +274,7 @@ def test_kill_nine_at_any_moment_changes_nothing(s3: str, tmp_path: Path) -> Non
     subprocess.run([*command, str(tmp_path / "whole")], check=True, stderr=subprocess.DEVNULL)
     whole = content(LocalStore(str(tmp_path / "whole" / "train")))
     broken = tmp_path / "broken" / "train"
-    for shards in (1, 15, 29):
+    for shards in (1, 11, 19):
         job = subprocess.Popen([*command, str(broken.parent)], stderr=subprocess.DEVNULL)
         while job.poll() is None and len(list(broken.glob("*.tar"))) < shards:
             time.sleep(0.002)
