@@ -80,7 +80,7 @@ def shard() -> None:
 @click.option("--out", required=True, help="Root of the shard set: s3://bucket/prefix or a folder.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the splits and the order.")
 @click.option("--shard-samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Images per shard.")
-@click.option("--shard-mib", type=click.IntRange(min=1), default=256, show_default=True, help="MiB per shard, at most.")
+@click.option("--shard-mib", type=click.IntRange(min=1), default=128, show_default=True, help="MiB per shard, at most.")
 @click.option(
     "--val-fraction",
     type=click.FloatRange(0, 1, max_open=True),

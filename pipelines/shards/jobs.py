@@ -22,7 +22,7 @@ from pipelines.sources.check import Check
 from pipelines.sources.opening import VAL_FRACTION, open_source
 from pipelines.storage import open_store
 
-SHARD_MIB = 256
+SHARD_MIB = 128  # some eight of them are in memory at the most
 
 
 class _Job(NamedTuple):
