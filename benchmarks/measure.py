@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def medians(runs: int, *functions: Callable[[], Any]) -> list[float]:
         for function, taken in zip(functions, times, strict=True):
             taken.append(seconds(function))
     return [statistics.median(taken) for taken in times]
+
+
+@contextlib.contextmanager
+def on_core(number: int) -> Iterator[None]:
+    """Keep this process, and those it starts, on one core (of those it may use) for the length of a block."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def in_process(module: str, *arguments: str, lean: bool = False) -> dict[str, float]:

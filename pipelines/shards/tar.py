@@ -43,7 +43,7 @@ class Samples(Sequence[dict[str, Any]]):
 
     """
 
-    def __init__(self, content: bytes, members: list[tuple[str, list[tuple[str, int, int]]]]) -> None:
+    def __init__(self, content: bytes | memoryview, members: list[tuple[str, list[tuple[str, int, int]]]]) -> None:
         self._content, self._members = content, members
 
     def __len__(self) -> int:
@@ -57,10 +57,10 @@ class Samples(Sequence[dict[str, Any]]):
         if isinstance(at, slice):
             return Samples(self._content, self._members[at])
         key, members = self._members[at]
-        return {"__key__": key, **{extension: self._content[start:stop] for extension, start, stop in members}}
+        return {"__key__": key, **{extension: bytes(self._content[start:stop]) for extension, start, stop in members}}
 
 
-def read_samples(content: bytes, name: str) -> Sequence[dict[str, Any]]:
+def read_samples(content: bytes | memoryview, name: str) -> Sequence[dict[str, Any]]:
     """Return samples as ``{"__key__": key, extension: bytes}``: members in a row whose names differ in the extension.
 
     Args:
@@ -87,7 +87,7 @@ def read_samples(content: bytes, name: str) -> Sequence[dict[str, Any]]:
     return Samples(content, samples)
 
 
-def _read_with_webdataset(content: bytes, name: str) -> list[dict[str, Any]]:
+def _read_with_webdataset(content: bytes | memoryview, name: str) -> list[dict[str, Any]]:
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     files = tar_file_expander([{"url": name, "stream": io.BytesIO(content)}])

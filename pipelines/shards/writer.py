@@ -144,6 +144,7 @@ class SetWriter:
         self._request = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         self._saved = time.monotonic()
         self._stored: set[str] = set()
+        self._found: frozenset[str] = frozenset()
         self.manifest = find_finished(store, facts)
         self._journal = self._read_journal(self.part.journal) or _Journal(request=self._request)
 
@@ -198,7 +199,8 @@ class SetWriter:
 
     def _forget_other_requests(self) -> None:
         """Remove journals of other requests: what they say of the shards here is about to be untrue."""
-        for key in self.store.list("journal-"):
+        self._found = frozenset(self.store.list())
+        for key in self._found:
             if _JOURNAL.fullmatch(key) and self._read_journal(key) is None:
                 self.store.delete(key)
 
@@ -233,7 +235,7 @@ class SetWriter:
         content = write_samples((record.key, record.fields) for record in shard.records)
         shard.records.clear()  # in memory once, not twice, while it travels
         digest = hashlib.sha256(content).hexdigest()
-        if self.store.size(shard.name) != len(content) or self.store.read(shard.name) != content:
+        if shard.name not in self._found or self.store.read(shard.name) != content:
             self.store.write(shard.name, content, digest)
         return ShardEntry(
             name=shard.name,

@@ -59,7 +59,7 @@ class ReadCache:
         self.hits += 1
         return content
 
-    def put(self, sha256: str, content: bytes) -> None:
+    def put(self, sha256: str, content: bytes | memoryview) -> None:
         """Keep content that has this SHA-256. A full disk costs the cache, not the job: it is reported and that is all."""
         if len(content) > self.limit:
             return

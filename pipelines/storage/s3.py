@@ -26,6 +26,7 @@ _READ_TIMEOUT_S = 60
 _FIRST_DEADLINE_S = 8.0  # before the store has answered once: most likely its address is wrong
 _LONGEST_PAUSE_S = 15.0
 _CHUNK = 1 << 20
+_HASHED_CHUNK = 1 << 18  # still in the core's cache when it is hashed and copied
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 _TRANSIENT = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "OperationAborted"})
@@ -63,27 +64,51 @@ class S3Store(Store):
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         chunks: list[bytes] = []
-        position, tag, broke_off = start, "", False
+        if stop is None or stop > start:
+            self._download(key, lambda chunk, _: chunks.append(chunk), start, stop)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def read_hashed(self, key: str) -> tuple[memoryview, str]:
+        """Hash the content as it arrives: behind it, the connection would be idle for as long as that takes."""
+        content, held, digest = bytearray(), 0, hashlib.sha256()
+
+        def take(chunk: bytes, size: int) -> None:
+            nonlocal content, held
+            content = content or bytearray(size)
+            content[held : held + len(chunk)] = chunk
+            held += len(chunk)
+            digest.update(chunk)
+
+        self._download(key, take, chunk=_HASHED_CHUNK)
+        return memoryview(content), digest.hexdigest()
+
+    def _download(
+        self,
+        key: str,
+        take: Callable[[bytes, int], None],
+        start: int = 0,
+        stop: int | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        """Give content to ``take``, together with the size of all of it; a download that breaks off goes on."""
+        position, total, tag, broke_off = start, 0, "", False
 
         def download() -> None:
-            nonlocal position, tag, broke_off
+            nonlocal position, total, tag, broke_off
             more: dict[str, str] = {}
             if position or stop is not None:
                 more["Range"] = f"bytes={position}-{'' if stop is None else stop - 1}"
             if tag and position > start:
                 more["IfMatch"] = tag  # the rest of the same object, not of another one
             answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, **more)
-            tag = answer.get("ETag", "")
+            tag, total = answer.get("ETag", ""), position - start + answer["ContentLength"]
             # In one piece at first: joining chunks costs a fifth of the speed. Whoever breaks off once, may again.
-            size, broke_off = (_CHUNK if broke_off else None), True
-            while chunk := answer["Body"].read(size):
-                chunks.append(chunk)
-                position += len(chunk)
+            size, broke_off = (_CHUNK if broke_off else chunk), True
+            while content := answer["Body"].read(size):
+                position += len(content)
+                take(content, total)
 
-        if stop is not None and stop <= start:
-            return b""
         self._persist(key, download, progress=lambda: position)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def write(self, key: str, content: bytes, sha256: str | None = None) -> None:
         part = self.settings.s3_part_mib << 20

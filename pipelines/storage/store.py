@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -25,6 +26,11 @@ class Store(ABC):
             StorageError: if the store can not be used.
 
         """
+
+    def read_hashed(self, key: str) -> tuple[memoryview, str]:
+        """Return an object's content and its SHA-256 in hexadecimal digits; errors as in :meth:`read`."""
+        content = self.read(key)
+        return memoryview(content), hashlib.sha256(content).hexdigest()
 
     @abstractmethod
     def write(self, key: str, content: bytes, sha256: str | None = None) -> None:
