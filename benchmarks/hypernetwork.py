@@ -62,7 +62,7 @@ def measure(report: Report) -> None:
     def plain_predict() -> None:
         backward(oracle.predict(hypernet, graphs, edges), gradients)
 
-    fast, slow = medians(9, predict, plain_predict)
+    fast, slow = medians(15, predict, plain_predict)
     report.row("predict_step", slow / fast, "x faster than the oracle", at_least=8, seconds=fast, oracle_seconds=slow)
     report.row(
         "predict_step_memory",

@@ -161,7 +161,7 @@ def measure_call(report: Report) -> None:
         for network, values in zip(networks, parameters, strict=True):
             run_network(network, values, images)
 
-    own, run, call = medians(9, module, functional, called)
+    own, run, call = medians(25, module, functional, called)
     report.row("functional_call", run / own, "x the module itself", at_most=1.03, any_module=call / own)
 
 

@@ -9,7 +9,9 @@ only what one group needs exists at a time, and nothing but the first layer's re
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -125,8 +127,13 @@ def _pieces(values: Tensor, group: Group) -> Iterator[Tensor]:
 def _tiled(piece: Tensor, shape: Shape) -> Tensor:
     """Repeat a piece to a shape, in memory of its own."""
     parameter = piece.new_empty(shape)
-    for whole, part in _repetitions(parameter, piece):
-        whole.copy_(part.expand(whole.shape))
+    if parameter.shape == piece.shape:
+        return parameter.copy_(piece)
+    a, b, c, d = piece.stride()
+    start = piece.storage_offset()
+    for sizes, strides, offset in _repetitions(shape, tuple(piece.shape)):
+        part = piece.as_strided(sizes, (0, a, 0, b, 0, c, 0, d), start)
+        parameter.as_strided(sizes, strides, offset).copy_(part)
     return parameter
 
 
@@ -137,31 +144,34 @@ def _collect(gradient: Tensor | None, piece: Tensor) -> None:
     elif gradient.shape == piece.shape:
         piece.copy_(gradient)
     else:
-        for i, (whole, part) in enumerate(_repetitions(gradient.contiguous(), piece)):
-            for dim, times in enumerate(whole.shape[::2]):  # one dimension after another is three times as fast
+        gradient = gradient.contiguous()
+        start = gradient.storage_offset()
+        for i, (sizes, strides, offset) in enumerate(_repetitions(tuple(gradient.shape), tuple(piece.shape))):
+            whole = gradient.as_strided(sizes, strides, start + offset)
+            for dim, times in enumerate(sizes[::2]):  # one dimension after another is three times as fast
                 whole = whole.sum(dim) if times > 1 else whole.squeeze(dim)
-            target = part.view(whole.shape)
+            target = piece.as_strided(sizes[1::2], piece.stride(), piece.storage_offset())
             target.copy_(whole) if i == 0 else target.add_(whole)  # the first one covers the whole piece
 
 
-def _repetitions(whole: Tensor, piece: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield views of a tensor and of the piece that it repeats, with dimensions (times, size) for each dimension.
+@functools.lru_cache(16_384)
+def _repetitions(whole: Shape, piece: Shape) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
+    """Return sizes, strides and offset of views of a contiguous tensor, with dimensions (times, size) for each dimension.
 
-    Along each dimension there are at most two parts: whole repetitions, and a rest.
+    Along each dimension there are at most two parts: whole repetitions of the piece, and a rest.
     """
     parts = []
-    if whole.shape == piece.shape:
-        yield whole, piece
-        return
-    for size, have in zip(whole.shape, piece.shape, strict=True):
+    for size, have in zip(whole, piece, strict=True):
         full = size // have * have
         parts.append([(start, end) for start, end in ((0, full), (full, size)) if start < end])
+    steps = [math.prod(whole[dim + 1 :]) for dim in range(4)]
+    views = []
     for corner in itertools.product(*parts):
-        region = whole[tuple([slice(start, end) for start, end in corner])]
-        sizes = [min(end - start, have) for (start, end), have in zip(corner, piece.shape, strict=True)]
-        times = [size // have for size, have in zip(region.shape, sizes, strict=True)]
-        cut = piece[tuple([slice(size) for size in sizes])]
-        yield (
-            region.view([x for pair in zip(times, sizes, strict=True) for x in pair]),
-            cut[None, :, None, :, None, :, None, :],
-        )
+        sizes, strides, offset = list[int](), list[int](), 0
+        for (start, end), have, step in zip(corner, piece, steps, strict=True):
+            size = min(end - start, have)
+            sizes += [(end - start) // size, size]
+            strides += [size * step, step]
+            offset += start * step
+        views.append((tuple(sizes), tuple(strides), offset))
+    return views

@@ -148,11 +148,17 @@ class GHN(nn.Module):
         offsets = np.arange(sum(sizes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         source = torch.from_numpy(np.repeat(starts, sizes) + offsets % np.repeat(widths, sizes)).to(states_Nd.device)
         values = torch.cat([table.flatten() for table in tables.values()]).index_select(0, source)
-        return [part.view(slot.parameter.shape) for part, slot in zip(values.split(sizes), slots, strict=True)]
+        shapes = [slot.parameter.shape for slot in slots]
+        return [
+            part if len(shape) == 1 else part.view(shape)
+            for part, shape in zip(values.split(sizes), shapes, strict=True)
+        ]
 
 
 def _shaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Give a four-dimensional tensor its parameter's shape."""
+    """Give a decoded tensor its parameter's shape."""
+    if tensor.shape == shape:  # a view would be one more operation to differentiate
+        return tensor
     if is_token_map(shape):  # (1, C, s, s) -> (1, tokens, C); a token beyond the map repeats the first ones
         return tile(tensor.flatten(2).transpose(1, 2), shape)
     if len(shape) == 5:
