@@ -14,7 +14,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,7 +182,9 @@ class SetWriter:
             try:
                 for shard in self._cut(records, behind):
                     pending.append((pool.submit(self._store_shard, shard), shard))
-                    if len(pending) > _AT_ONCE:
+                    while len(running := [future for future, _ in pending if not future.done()]) > _AT_ONCE:
+                        wait(running, return_when=FIRST_COMPLETED)  # of any: the oldest one may take longest
+                    while pending and pending[0][0].done():
                         self._settle(pending)
             except BaseException:  # the source fails, or somebody stops the job: what is on its way is kept
                 while pending:
