@@ -43,3 +43,9 @@ class TrainingError(GHNError):
     """Meta-training can not go on: the message says at which step and why."""
 
     exit_code = 6
+
+
+class TrainingStoppedError(GHNError):
+    """Meta-training was asked to stop, and did, with a checkpoint."""
+
+    exit_code = 143

@@ -52,9 +52,7 @@ def evaluate(
     """
     hypernet, facts, version = _load(model, tracking_uri)
     settings = ImageSettings.model_validate(facts.get("recipe", {}).get("images", {}))
-    batches, classes = read_image_batches(
-        images, image_split, size=settings.size, batch=64, mean=settings.mean, std=settings.std, limit=image_limit
-    )
+    batches, classes = read_image_batches(images, image_split, settings, batch=64, limit=image_limit)
     if classes != hypernet.config.num_classes:
         raise InputError(
             f"{images} has {classes} classes but the model {model} predicts for {hypernet.config.num_classes}; "

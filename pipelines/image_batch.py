@@ -7,6 +7,7 @@ decoder and batch each value is touched once: small images could easily take lon
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,21 +23,74 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 18  # values that are placed at once: they stay in a core's cache
 
-Augmentation = Literal["none", "shift", "crop_flip"]
+Augmentation = Literal["none", "shift", "crop_flip", "imagenet"]
 Decoded = tuple[np.ndarray, int]
 """Pixels (S, S, 3) uint8, and the class number."""
 
 
-def decode(sample: dict[str, Any], size: int) -> Decoded:
-    """Return the pixels and the class of one sample; the shorter side becomes ``size``, then the centre is cut out."""
+def decode(sample: dict[str, Any], size: int, side: int | None = None) -> Decoded:
+    """Return the pixels and the class of one sample; its shorter side becomes ``side``, then the centre is cut out.
+
+    Args:
+        sample: of an image shard.
+        size: height and width of the result in pixels.
+        side: pixels, at least ``size`` (the default).
+
+    """
+    with _open(sample) as image:
+        pixels = np.asarray(fit(image.convert("RGB"), size, side))
+    return pixels, int(sample["cls"])
+
+
+def decode_augmented(sample: dict[str, Any], size: int, rng: np.random.Generator) -> Decoded:
+    """Return a random part of an image, resized, with jittered colours, as is usual for ImageNet (paper, appendix B)."""
+    from PIL import Image
+
+    with _open(sample) as image:
+        box = random_box(image.width, image.height, rng)
+        part = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return jitter_colours(np.asarray(part), rng), int(sample["cls"])
+
+
+def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw (left, top, right, bottom) of 8 to 100% of an image, 3:4 to 4:3 in shape; the centre if none fits in ten tries."""
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1.0)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def jitter_colours(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness, contrast and saturation by up to 40% and hue by up to a fifth of the circle, in random order."""
+    import torch
+    from torchvision.transforms.v2 import functional as change
+
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    changes = (
+        (change.adjust_brightness, 1 + rng.uniform(-0.4, 0.4)),
+        (change.adjust_contrast, 1 + rng.uniform(-0.4, 0.4)),
+        (change.adjust_saturation, 1 + rng.uniform(-0.4, 0.4)),
+        (change.adjust_hue, rng.uniform(-0.2, 0.2)),
+    )
+    for i in rng.permutation(len(changes)):
+        function, amount = changes[i]
+        image = function(image, float(amount))
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def _open(sample: dict[str, Any]) -> Any:
     from PIL import Image
 
     extension = next((key for key in sample if key in EXTENSIONS), None)
     if extension is None or "cls" not in sample:
         raise DataError(f"sample {sample.get('__key__')} holds no image or no class; make the shard set again")
-    with Image.open(io.BytesIO(sample[extension])) as image:
-        pixels = np.asarray(fit(image.convert("RGB"), size))
-    return pixels, int(sample["cls"])
+    return Image.open(io.BytesIO(sample[extension]))
 
 
 def to_batch(
@@ -49,8 +103,9 @@ def to_batch(
 ) -> tuple[Tensor, Tensor]:
     """Return (images (N, 3, S, S) float32, class numbers (N,)).
 
-    Images are shifted by up to an eighth of their size (zeros come in), and for ``crop_flip`` half of them are mirrored;
-    then every channel is normalized by its mean and standard deviation (of values from 0 to 1).
+    For ``shift`` and ``crop_flip`` images are shifted by up to an eighth of their size (zeros come in), for ``crop_flip`` and
+    ``imagenet`` half of them are mirrored; then every channel is normalized by its mean and standard deviation (of values
+    from 0 to 1).
     """
     import torch
 
@@ -71,8 +126,8 @@ def to_batch(
 
 def _draw(n: int, size: int, kind: Augmentation, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return for each image its shift (down, right), (n, 2), and whether it is mirrored, (n,)."""
-    most = 0 if kind == "none" else max(1, size // 8)
-    return rng.integers(-most, most + 1, size=(n, 2)), (rng.random(n) < 0.5) & (kind == "crop_flip")
+    most = max(1, size // 8) if kind in ("shift", "crop_flip") else 0
+    return rng.integers(-most, most + 1, size=(n, 2)), (rng.random(n) < 0.5) & (kind in ("crop_flip", "imagenet"))
 
 
 @compiled.compiled

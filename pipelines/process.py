@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 
 _SPIN = "5000"  # some ten microseconds: most gaps between two parallel loops are shorter
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 _KEEP = 1 << 30
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+PARENT_VARIABLE = "GHN_LAUNCHER"
 
 
 def tune_process() -> None:
@@ -25,3 +28,19 @@ def tune_process() -> None:
         mallopt(_M_MMAP_THRESHOLD, _KEEP)
         mallopt(_M_TRIM_THRESHOLD, _KEEP)
         mallopt(_M_ARENA_MAX, 1)
+
+
+def die_with_parent() -> None:
+    """Let the system kill this process when the launcher that started it is gone, however that ended.
+
+    Otherwise ranks would go on beside those of the next start. It applies where ``GHN_LAUNCHER`` names the launcher, and under
+    ``torchrun`` and ``deepspeed``; a rank that a shell or a container started stays alive.
+    """
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None and not {"TORCHELASTIC_RUN_ID", "CROSS_RANK"} & set(os.environ):
+        return
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != int(parent):
+        os._exit(1)

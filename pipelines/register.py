@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from ghn.checkpoint import CONFIG_NAME, load_checkpoint, read_metadata
 from ghn.errors import InputError, StorageError
 from pipelines.progress import emit
 from pipelines.settings import Recipe, load_recipe
-from pipelines.training.state import METRICS_NAME, MODEL_NAME, RECIPE_NAME, read_metrics, read_state
+from pipelines.training.state import AVERAGE_NAME, METRICS_NAME, MODEL_NAME, RECIPE_NAME, read_metrics
+from pipelines.training.tracking import flatten, tracked_run
 
 CANDIDATE = "candidate"
 _WEIGHTS_TAG = "ghn.weights_sha256"
@@ -21,7 +22,14 @@ _MAX_CURVE_POINTS = 500
 
 
 def register(
-    run: Path, *, name: str, tracking_uri: str, artifacts: str | None, experiment: str, alias: str = CANDIDATE
+    run: Path,
+    *,
+    name: str,
+    tracking_uri: str,
+    artifacts: str | None,
+    experiment: str,
+    alias: str = CANDIDATE,
+    average: bool = False,
 ) -> dict[str, Any]:
     """Register the finished model of a run folder as a new version of ``name`` and point ``alias`` at it.
 
@@ -34,6 +42,7 @@ def register(
         artifacts: root for artifacts of a new experiment, e.g. ``s3://bucket/mlflow``; ``None`` leaves it to MLflow.
         experiment: name of the MLflow experiment.
         alias: moved to the version.
+        average: the model with averaged weights (``training.ema``) instead of the last ones.
 
     Returns:
         ``name``, ``version``, ``run_id``, ``model_uri``.
@@ -43,11 +52,13 @@ def register(
         StorageError: if the registry or the artifact store can not be used.
 
     """
-    state = read_state(run)
-    model = run / MODEL_NAME
-    if state is None or not (model / CONFIG_NAME).is_file():
-        at = f"stopped at step {state.step} of {state.total_steps}" if state else "holds no training state"
-        raise InputError(f"{run} {at}: there is no finished model to register; finish it with `ghn train --run {run}`")
+    model = run / (AVERAGE_NAME if average else MODEL_NAME)
+    if not (model / CONFIG_NAME).is_file():
+        rows = read_metrics(run)
+        at = f"stopped at step {rows[-1]['step']}" if rows else "holds no training"
+        if (run / MODEL_NAME / CONFIG_NAME).is_file():
+            at = "was trained without training.ema"
+        raise InputError(f"{run} {at}: there is no finished {model.name} to register; see `ghn train --run {run}`")
     load_checkpoint(model)  # proves that it is whole before anything is written
     digest = json.loads((model / CONFIG_NAME).read_text())["weights_sha256"]
     recipe = load_recipe(str(run / RECIPE_NAME))
@@ -63,7 +74,7 @@ def register(
             iter(client.search_model_versions(f"name='{_quoted(name)}' and tags.`{_WEIGHTS_TAG}`='{digest}'")), None
         )
         if version is None:
-            run_id = _log_run(run, recipe, experiment, artifacts, digest)
+            run_id = _log_run(run, recipe, experiment, artifacts, digest, model)
             model_id = _log_model(run_id, model)
             version = mlflow.register_model(model_id, name, tags={_WEIGHTS_TAG: digest})
         client.set_registered_model_alias(name, alias, version.version)
@@ -91,23 +102,26 @@ def _quoted(text: str) -> str:
     return text
 
 
-def _log_run(run: Path, recipe: Recipe, experiment: str, artifacts: str | None, digest: str) -> str:
-    """Log parameters, metrics and the recipe as one finished MLflow run; return its id."""
+def _log_run(run: Path, recipe: Recipe, experiment: str, artifacts: str | None, digest: str, model: Path) -> str:
+    """Complete the run to which training sent its metrics, or log everything as one finished run; return its id."""
     import mlflow
     from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
 
+    if (known := tracked_run(run)) is not None:
+        with contextlib.suppress(MlflowException):  # of another registry: then the whole run is logged to this one
+            mlflow.get_run(known)
+            with mlflow.start_run(run_id=known):
+                mlflow.set_tags(_tags(recipe, digest, model))
+                mlflow.log_artifact(str(run / RECIPE_NAME))
+                mlflow.log_artifact(str(run / METRICS_NAME))
+            return known
     found = mlflow.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else mlflow.create_experiment(experiment, artifact_location=artifacts)
     client = mlflow.MlflowClient()
-    facts = read_metadata(run / MODEL_NAME)
-    tags = {
-        _WEIGHTS_TAG: digest,
-        "ghn.recipe": recipe.name,
-        "ghn.recipe_digest": facts["recipe_digest"],
-        **{f"ghn.manifest.{kind}": value for kind, value in facts["manifests"].items()},
-    }
+    tags = _tags(recipe, digest, model)
     with mlflow.start_run(experiment_id=experiment_id, run_name=f"{recipe.name}-{digest[:8]}", tags=tags) as active:
-        mlflow.log_params(dict(_flatten(recipe.model_dump())))
+        mlflow.log_params(dict(flatten(recipe.model_dump())))
         rows = read_metrics(run)
         stride = max(1, len(rows) // _MAX_CURVE_POINTS)
         points = [
@@ -129,12 +143,14 @@ def _log_run(run: Path, recipe: Recipe, experiment: str, artifacts: str | None, 
     return run_id
 
 
-def _flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _tags(recipe: Recipe, digest: str, model: Path) -> dict[str, str]:
+    facts = read_metadata(model)
+    return {
+        _WEIGHTS_TAG: digest,
+        "ghn.recipe": recipe.name,
+        "ghn.recipe_digest": facts["recipe_digest"],
+        **{f"ghn.manifest.{kind}": value for kind, value in facts["manifests"].items()},
+    }
 
 
 def _log_model(run_id: str, checkpoint: Path) -> str:

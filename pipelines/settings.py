@@ -13,12 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ghn.errors import InputError
 from ghn.hypernet.config import GHNConfig
 
 RECIPES = Path(__file__).with_name("recipes")
+_NOT_THE_RESULT = (
+    *("processes", "zero_stage", "networks_at_once", "cost_model", "network_memory_gib", "max_skipped"),
+    *("checkpoint_every", "keep_last", "keep_every", "export_every", "max_failed_checkpoints", "timeout_s", "grace_s"),
+)
 
 
 class _Section(BaseModel):
@@ -35,7 +39,12 @@ class ImageSettings(_Section):
     size: int = Field(default=32, ge=8, le=1024)
     batch: int = Field(default=64, ge=2, le=4096)
     per_network: bool = Field(default=False, description="an image batch for each network; as published: one for all")
-    augment: Literal["none", "shift", "crop_flip"] = "crop_flip"
+    augment: Literal["none", "shift", "crop_flip", "imagenet"] = Field(
+        default="crop_flip", description="'imagenet': random resized crop, flip and colour jitter"
+    )
+    evaluated_side: int | None = Field(
+        default=None, ge=8, le=1024, description="shorter side of test images before the centre is cut out; None: size"
+    )
     mean: list[float] = Field(default=[0.5, 0.5, 0.5], min_length=3, max_length=3)
     std: list[float] = Field(default=[0.5, 0.5, 0.5], min_length=3, max_length=3)
     shuffle_window: int = Field(default=8, ge=1, description="shards that are shuffled together")
@@ -71,23 +80,49 @@ class ModelSettings(_Section):
 
 
 class TrainingSettings(_Section):
-    """Optimization; the defaults are the published ones for CIFAR-10 where a step count takes the epochs' place."""
+    """Optimization, ranks and checkpoints; the defaults are those published for CIFAR-10, in steps instead of epochs."""
 
     steps: int = Field(default=210_000, ge=1)
     meta_batch: int = Field(default=8, ge=1, le=4096, description="architectures per step, over all ranks")
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-5, ge=0)
-    schedule: Literal["step", "one_cycle"] = "step"
+    optimizer: Literal["adam", "adamw"] = "adam"
+    schedule: Literal["step", "cosine"] = "step"
     milestones: list[float] = Field(default=[2 / 3, 5 / 6], description="fractions of the steps, for 'step'")
-    warmup: float = Field(default=0.1, ge=0, lt=1, description="fraction of the steps, for 'one_cycle'")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="fraction of the steps in which the rate rises")
     clip: float = Field(default=5.0, gt=0)
     network_clip: float | None = Field(default=None, gt=0, description="see ghn.meta_step; None as published")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
-    processes: int = Field(default=2, ge=1, le=64)
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of averaged weights, e.g. 0.999")
+    precision: Literal["float32", "bfloat16", "float64"] = Field(
+        default="float32", description="'bfloat16': of the target networks; the hypernetwork stays in float32"
+    )
+    processes: int = Field(default=2, ge=1, le=64, description="ranks that `ghn train` starts on this host")
     zero_stage: Literal[0, 1, 2] = 1
+    networks_at_once: int | None = Field(
+        default=None, ge=1, description="networks of a rank that are predicted together; gradients are accumulated"
+    )
+    cost_model: str | None = Field(default=None, description="file of `ghn calibrate`; None: two CPU cores")
+    network_memory_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="networks that need more by estimate are skipped; None: what a rank's memory allows",
+    )
     checkpoint_every: int = Field(default=500, ge=1)
+    keep_last: int = Field(default=1, ge=1, description="newest checkpoints that stay")
+    keep_every: int | None = Field(default=None, ge=1, description="checkpoints at multiples of this step stay, too")
+    export_every: int | None = Field(default=None, ge=1, description="steps between exported models")
+    max_failed_checkpoints: int = Field(default=3, ge=0, description="in a row, before training stops")
     max_skipped: int = Field(default=1000, ge=0, description="networks that may be skipped before training stops")
+    timeout_s: float = Field(default=1800.0, gt=0, description="for which a rank may be silent; longer than any step")
+    grace_s: float = Field(default=25.0, gt=0, description="between a signal to stop and the end of a rank")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSettings:
+        if self.precision == "float64" and self.zero_stage:
+            raise ValueError("precision float64 needs zero_stage=0: ZeRO keeps weights in float32")
+        return self
 
 
 class Recipe(_Section):
@@ -108,12 +143,12 @@ class Recipe(_Section):
         return "\n".join(lines) + "\n"
 
     def digest(self) -> str:
-        """SHA-256 of everything that decides the result; where shards lie and how often is saved do not."""
+        """SHA-256 of everything that decides the result; where shards lie, who computes and what is saved do not."""
         data = self.model_dump()
         for section in ("images", "architectures"):
             for key in ("url", "prefetch", "on_bad_shard"):
                 del data[section][key]
-        for key in ("checkpoint_every", "processes"):
+        for key in _NOT_THE_RESULT:
             del data["training"][key]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 

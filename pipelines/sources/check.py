@@ -51,14 +51,14 @@ def resized(content: bytes, size: int) -> bytes:
     return stream.getvalue()
 
 
-def fit(image: Any, size: int) -> Any:
-    """Resize the shorter side to ``size`` and crop the centre."""
+def fit(image: Any, size: int, side: int | None = None) -> Any:
+    """Resize the shorter side to ``side`` (by default ``size``) and crop the centre, ``size`` pixels high and wide."""
     from PIL import Image
 
     width, height = image.size
-    if (width, height) == (size, size):
+    if (width, height) == (size, size) and side in (None, size):
         return image
-    scale = size / min(width, height)
+    scale = max(size, side or size) / min(width, height)
     width, height = max(size, round(width * scale)), max(size, round(height * scale))
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2

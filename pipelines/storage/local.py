@@ -69,10 +69,15 @@ class LocalStore(Store):
         )
 
     def delete(self, key: str) -> None:
+        path = self._path(key)
         try:
-            self._path(key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"can not remove {self.url(key)}: {error.strerror}") from error
+        with contextlib.suppress(OSError):  # as with object stores, there are no empty folders
+            for _ in key.split("/")[1:]:
+                path = path.parent
+                path.rmdir()
 
     def remove_unfinished(self) -> int:
         left = [path for path in self._files() if _is_unfinished(path)]

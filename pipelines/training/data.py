@@ -19,7 +19,7 @@ from ghn.architecture import Architecture, Spec, spec_from_json
 from ghn.errors import InputError
 from ghn.genotype import ArchitectureSpec
 from ghn.space import redraw_widths
-from pipelines.image_batch import Decoded, decode, to_batch
+from pipelines.image_batch import Decoded, decode, decode_augmented, to_batch
 from pipelines.settings import ArchitectureSettings, ImageSettings, Recipe
 from pipelines.shards.reader import Kind, ReaderState, ShardReader, open_reader
 
@@ -32,8 +32,20 @@ _RECENT = 512  # architectures, about a megabyte each
 class MetaBatch:
     """One global step's data: the whole meta-batch, and one image batch for all networks or one for each."""
 
-    architectures: list[Architecture]
+    specs: Sequence[Callable[[], tuple[Spec, int]]]
     batches: Sequence[Callable[[], tuple[Tensor, Tensor]]]
+    architecture_of: Callable[[Spec, int], Architecture]
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def spec(self, position: int) -> Spec:
+        """Specification of the network at a position; read only when asked for."""
+        return self.specs[position]()[0]
+
+    def architecture(self, position: int) -> Architecture:
+        """The network at a position."""
+        return self.architecture_of(*self.specs[position]())
 
     def images_of(self, position: int) -> tuple[Tensor, Tensor]:
         """Images (N, 3, S, S) and class numbers (N,) for the network at a position; decoded only when asked for."""
@@ -108,29 +120,38 @@ class MetaBatches:
             functools.cache(functools.partial(self._batch, self.images.take(recipe.images.batch), (step, i)))
             for i in range(count)
         ]
-        width_rng = np.random.default_rng([recipe.training.seed, _WIDTH_STREAM, step])
-        samples = self.deepnets.take(recipe.training.meta_batch)
-        architectures = [self._architecture(sample, width_rng) for sample in samples]
-        return MetaBatch(architectures=architectures, batches=batches)
+        specs = [
+            functools.cache(functools.partial(self._spec, sample, (step, i)))
+            for i, sample in enumerate(self.deepnets.take(recipe.training.meta_batch))
+        ]
+        return MetaBatch(specs=specs, batches=batches, architecture_of=self._architecture)
 
     def _batch(self, samples: list[dict[str, Any]], stream: tuple[int, int]) -> tuple[Tensor, Tensor]:
         settings = self.recipe.images
         rng = np.random.default_rng([self.recipe.training.seed, _AUGMENT_STREAM, *stream])
         decoded = []
         for sample in samples:
+            if settings.augment == "imagenet":
+                decoded.append(decode_augmented(sample, settings.size, rng))
+                continue
             if _PIXELS not in sample:  # the reader keeps the samples of a small shard set
                 sample[_PIXELS] = decode(sample, settings.size)
             decoded.append(sample[_PIXELS])
         return to_batch(decoded, settings.mean, settings.std, augmentation=settings.augment, rng=rng)
 
-    def _architecture(self, sample: dict[str, Any], rng: np.random.Generator) -> Architecture:
+    def _spec(self, sample: dict[str, Any], stream: tuple[int, int]) -> tuple[Spec, int]:
+        """Return a sample's specification, with widths drawn for this use of it, and its index in the split."""
         widths = self.recipe.architectures
         spec = spec_from_json(sample["json"].decode())
-        if isinstance(spec, ArchitectureSpec):
+        if isinstance(spec, ArchitectureSpec) and (widths.channels or widths.fc_dims):
+            rng = np.random.default_rng([self.recipe.training.seed, _WIDTH_STREAM, *stream])
             spec = redraw_widths(spec, rng, widths.channels, widths.fc_dims)
+        return spec, int(sample["__key__"])
+
+    def _architecture(self, spec: Spec, index: int) -> Architecture:
         architecture = self._recent.pop(spec, None)
         if architecture is None:
-            architecture = Architecture(spec=spec, split="train", index=int(sample["__key__"]))
+            architecture = Architecture(spec=spec, split="train", index=index)
         self._recent[spec] = architecture  # now the most recent
         if len(self._recent) > _RECENT:
             self._recent.popitem(last=False)
@@ -159,7 +180,7 @@ def read_architectures(root: str, split: str) -> list[Architecture]:
 
 
 def read_image_batches(
-    root: str, split: str, *, size: int, batch: int, mean: list[float], std: list[float], limit: int | None = None
+    root: str, split: str, settings: ImageSettings, *, batch: int, limit: int | None = None
 ) -> tuple[list[tuple[Tensor, Tensor]], int]:
     """Return one split's images in batches, in stored (shuffled) order, and the number of classes."""
     reader = open_reader(root, split, "images")
@@ -167,6 +188,7 @@ def read_image_batches(
     for sample in reader.in_order():
         if limit is not None and len(decoded) == limit:
             break
-        decoded.append(decode(sample, size))
+        decoded.append(decode(sample, settings.size, settings.evaluated_side))
+    mean, std = settings.mean, settings.std
     batches = [to_batch(decoded[start : start + batch], mean, std) for start in range(0, len(decoded), batch)]
     return batches, len(reader.manifest.classes or ())

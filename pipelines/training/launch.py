@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ghn.errors import InputError, TrainingError
+from ghn.errors import InputError, TrainingError, TrainingStoppedError
 from pipelines.ports import free_port
+from pipelines.process import PARENT_VARIABLE
 from pipelines.progress import emit
 from pipelines.settings import Recipe
-from pipelines.storage import LocalStore
+from pipelines.storage import LocalStore, open_store
+from pipelines.training.checkpoints import read_checkpoint
 from pipelines.training.data import MetaBatches
-from pipelines.training.state import MODEL_NAME, RECIPE_NAME, check_resumable, read_state
+from pipelines.training.state import MODEL_NAME, RECIPE_NAME, check_resumable
 
 _POLL_S = 0.2
-_GRACE_S = 10.0
+_LOCK_NAME = ".lock"
+_LOCK_WAIT_S = 15.0
+_AFTER_FAILURE_S = 10.0
 
 
-def train(recipe: Recipe, run: Path, *, stop_after: int | None = None) -> None:
-    """Meta-train in the run folder, resuming from its training state if there is one.
+def train(recipe: Recipe, run: Path, *, store: str | None = None, stop_after: int | None = None) -> None:
+    """Meta-train in the run folder, going on from its newest whole checkpoint if there is one.
 
     Everything that can be checked is checked before any process starts. Under a launcher (``torchrun``, ``deepspeed``,
     a Kubernetes Indexed Job: ``RANK`` and ``WORLD_SIZE`` are set) this process is one rank; otherwise
@@ -31,42 +37,87 @@ def train(recipe: Recipe, run: Path, *, stop_after: int | None = None) -> None:
 
     Args:
         recipe: the resolved recipe.
-        run: folder for recipe, metrics, training state and the model.
+        run: folder for recipe, metrics and the model, and for checkpoints unless there is a store.
+        store: where checkpoints and exported models go, e.g. ``s3://bucket/runs/NAME``.
         stop_after: end this session, with a checkpoint, after this many steps in all.
 
     Raises:
         GHNError: for anything wrong with recipe, shards, run folder or training.
 
     """
-    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    world_size = int(os.environ["WORLD_SIZE"]) if launched else recipe.training.processes
     if stop_after is not None and stop_after < 1:
         raise InputError(f"stop-after={stop_after}: give at least 1")
-    if launched:
-        from pipelines.training.worker import run_rank
-
-        run_rank(recipe, run, stop_after=stop_after)
-        return
-    MetaBatches(recipe)
-    state = read_state(run)
-    if state is not None:
-        check_resumable(run, state, recipe, world_size)
-        emit("resume", step=state.step, total=state.total_steps)
-        if state.step >= recipe.training.steps and (run / MODEL_NAME).exists():
-            emit("finished", step=state.step)
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    first = not launched or os.environ["RANK"] == "0"
+    with locked(run) if first else contextlib.nullcontext():
+        if first and _is_finished(recipe, run, store):
             return
-    LocalStore(str(run)).write(RECIPE_NAME, recipe.to_toml().encode())
-    _run_ranks(run, world_size, stop_after)
+        if first:
+            MetaBatches(recipe)
+            LocalStore(str(run)).write(RECIPE_NAME, recipe.to_toml().encode())
+        if launched:
+            from pipelines.training.worker import run_rank
+
+            run.mkdir(parents=True, exist_ok=True)
+            run_rank(recipe, run, store=store, stop_after=stop_after)
+        else:
+            _run_ranks(recipe, run, store, stop_after)
 
 
-def _run_ranks(run: Path, world_size: int, stop_after: int | None) -> None:
-    """Run all ranks; when one fails, stop the others and raise."""
-    port = free_port()
+def _is_finished(recipe: Recipe, run: Path, store: str | None) -> bool:
+    """Look at the newest checkpoint: does it belong to the recipe, and is there anything left to do?"""
+    place = open_store(store or str(run))
+    found = read_checkpoint(place)
+    if found is None:
+        return False
+    state = found[0]
+    check_resumable(place.root, state, recipe)
+    emit("resume", step=state.step, total=state.total_steps)
+    finished = state.step >= recipe.training.steps and (run / MODEL_NAME).exists()
+    if finished:
+        emit("finished", step=state.step)
+    return finished and "RANK" not in os.environ  # ranks on other hosts do not know; they find nothing to do, together
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run folder for this process and those that it starts; wait a little for an earlier one to end.
+
+    Raises:
+        InputError: if another process goes on using it.
+
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / _LOCK_NAME).open("a+") as stream:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    stream.seek(0)
+                    owner = stream.read().strip() or "another process"
+                    raise InputError(
+                        f"{run} is in use by {owner}; wait for it, stop it, or give another --run"
+                    ) from None
+                time.sleep(_POLL_S)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {os.uname().nodename}")
+        stream.flush()
+        yield
+
+
+def _run_ranks(recipe: Recipe, run: Path, store: str | None, stop_after: int | None) -> None:
+    """Run all ranks; when one fails, stop the others and raise. Signals to stop are passed on, once."""
+    world_size, port = recipe.training.processes, free_port()
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // world_size))
     command = [sys.executable, "-m", "pipelines.training.worker", str(run)]
+    if store is not None:
+        command += ["--store", store]
     if stop_after is not None:
         command += ["--stop-after", str(stop_after)]
-    ranks = []
+    ranks: list[subprocess.Popen[bytes]] = []
     for rank in range(world_size):
         environment = {
             **os.environ,
@@ -77,33 +128,55 @@ def _run_ranks(run: Path, world_size: int, stop_after: int | None) -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": threads,
+            PARENT_VARIABLE: str(os.getpid()),
         }
         ranks.append(subprocess.Popen(command, env=environment))
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    asked = 0
+
+    def pass_on(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = number
+        for process in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    deadline, first = None, None
     try:
         while any(process.poll() is None for process in ranks):
-            if any(process.poll() not in (None, 0) for process in ranks):
-                break
+            first = first or _first_failure(ranks)
+            if first or asked:
+                wait_s = recipe.training.grace_s if asked else _AFTER_FAILURE_S
+                deadline = deadline or time.monotonic() + wait_s
+                if time.monotonic() > deadline:
+                    break
             time.sleep(_POLL_S)
     finally:
-        signal.signal(signal.SIGTERM, previous)
-        _stop(ranks)
-    failed = [(rank, process.returncode) for rank, process in enumerate(ranks) if process.returncode > 0]
-    killed = [(rank, process.returncode) for rank, process in enumerate(ranks) if process.returncode < 0]
-    if failed or killed:
-        rank, code = (failed or killed)[0]
-        how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
-        raise TrainingError(f"rank {rank} {how}; its message is above. Run the same command again to resume from {run}")
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for rank, process in enumerate(ranks):
+            if process.poll() is None:
+                first = first or (rank, -signal.SIGKILL)
+                process.kill()
+                process.wait()
+    _raise_for(first or _first_failure(ranks), run, asked)
 
 
-def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
-    for process in ranks:
-        if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + _GRACE_S
-    for process in ranks:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=max(0.1, deadline - time.monotonic()))
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
+    """Return (rank, exit code) of a rank that failed, rather one that was killed: the others may have failed for that."""
+    codes = [(rank, process.poll() or 0) for rank, process in enumerate(ranks)]
+    return min((item for item in codes if item[1]), key=lambda item: item[1] > 0, default=None)
+
+
+def _raise_for(failure: tuple[int, int] | None, run: Path, asked: int) -> None:
+    """Raise if a rank failed, or all stopped because they were asked to."""
+    again = f"Run the same command again to resume from {run}"
+    if asked and (failure is None or failure[1] == TrainingStoppedError.exit_code):
+        raise TrainingStoppedError(f"stopped by signal {asked}, with a checkpoint. {again}")
+    if failure is None:
+        return
+    rank, code = failure
+    if asked and code < 0:
+        raise TrainingError(f"rank {rank} did not stop within training.grace_s; the checkpoint before counts. {again}")
+    how = f"ended with exit code {code}; its message is above" if code > 0 else f"was killed by signal {-code}"
+    raise TrainingError(f"rank {rank} {how}. {again}")

@@ -1,98 +1,105 @@
-"""Training state: what a run needs to go on after it was stopped or killed, published whole or not at all.
-
-DeepSpeed writes its own files (weights, optimizer) into ``state/step-N``; ``state.json`` names that folder, the SHA-256
-of every file in it, the step and the readers' positions. It is written last and atomically, so whatever is on disk is
-either a whole state or not a state. DeepSpeed's files are pickles: they are checked before they are loaded, and only
-ever read from a run's own folder.
-"""
+"""What a run folder holds, and the training state that a run goes on from."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from ghn.errors import DataError, InputError
+from ghn.errors import InputError
 from pipelines.settings import Recipe
-from pipelines.storage import LocalStore
+from pipelines.storage import LocalStore, Store
 
-STATE_NAME = "state.json"
-STATES = "state"
 METRICS_NAME = "metrics.jsonl"
 RECIPE_NAME = "recipe.toml"
 MODEL_NAME = "model"
+AVERAGE_NAME = "model-average"
+_SEGMENTS = "metrics"
 
 
 class TrainingState(BaseModel):
-    """The content of ``state.json``."""
+    """The content of a checkpoint's ``state.json``.
+
+    Attributes:
+        step: steps that are done.
+        total_steps: of the recipe.
+        files: SHA-256 of each of the checkpoint's other files.
+        readers: positions of the shard readers.
+        recipe_digest: see :meth:`pipelines.settings.Recipe.digest`.
+        manifests: SHA-256 of the shard sets' manifests.
+        skipped: networks that were skipped so far.
+        sessions: starts of the run so far.
+        optimizer_step: updates that the optimizer did (steps in which every network was skipped are none).
+        tracking_run: MLflow's run, if there is one.
+
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    schema_version: int = 1
+    schema_version: int = 2
     step: int
     total_steps: int
-    world_size: int
-    tag: str
-    files: dict[str, str]
+    files: dict[str, str] = {}
     readers: dict[str, Any]
     recipe_digest: str
     manifests: dict[str, str]
     skipped: int
     sessions: int
+    optimizer_step: int
+    tracking_run: str | None = None
 
 
-def read_state(run: Path) -> TrainingState | None:
-    """Return the state of a run folder, ``None`` if it has none; :class:`DataError` if it is damaged."""
-    file = run / STATE_NAME
-    if not file.is_file():
-        return None
-    try:
-        return TrainingState.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise DataError(
-            f"{file} is damaged: {error.errors()[0]['msg']}; delete the run folder or restore it"
-        ) from error
-
-
-def check_resumable(run: Path, state: TrainingState, recipe: Recipe, world_size: int) -> None:
-    """Raise if the state does not belong to this recipe, or any of its files is not what was written."""
+def check_resumable(where: str, state: TrainingState, recipe: Recipe) -> None:
+    """Raise :class:`InputError` if a state does not belong to this recipe."""
     if state.recipe_digest != recipe.digest():
         raise InputError(
-            f"{run} was trained with another recipe (see its {RECIPE_NAME}); give the same recipe, or another --run"
+            f"{where} was trained with another recipe (see its {RECIPE_NAME}); give the same recipe, or another --run"
         )
-    if state.world_size != world_size:
-        raise InputError(
-            f"{run} was trained on {state.world_size} processes, not {world_size}; set training.processes={state.world_size}"
-        )
-    for name, digest in state.files.items():
-        file = run / STATES / state.tag / name
-        if not file.is_file() or _sha256(file) != digest:
-            raise DataError(f"training state {file} is missing or damaged; restore it, or start again in another --run")
 
 
-def publish_state(run: Path, state: TrainingState) -> None:
-    """Make a state whose DeepSpeed files are complete the run's current one, and remove the older ones."""
-    LocalStore(str(run)).write(STATE_NAME, (state.model_dump_json(indent=1) + "\n").encode())
-    for path in (run / STATES).iterdir():
-        if path.is_file():
-            path.unlink()  # conversion scripts that DeepSpeed leaves there
-        elif path.name != state.tag:
-            shutil.rmtree(path, ignore_errors=True)
+class MetricsLog:
+    """The metrics of a run: one JSON object for each step, in ``metrics.jsonl`` of the run folder.
 
+    Args:
+        run: the run folder.
+        store: where checkpoints go; if that is another place, the rows between two checkpoints are kept there too, so
+            that a run that goes on with an empty folder has all its metrics.
 
-def hash_files(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder."""
-    return {file.relative_to(folder).as_posix(): _sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    """
 
+    def __init__(self, run: Path, store: Store) -> None:
+        self._run = run
+        self._store = None if store.root == LocalStore(str(run)).root else store
+        self._rows: dict[int, str] = {}  # by step, until a checkpoint behind it is stored
 
-def truncate_metrics(run: Path, step: int) -> None:
-    """Forget the metrics of steps that will be done again."""
-    rows = [row for row in read_metrics(run) if row["step"] <= step]
-    LocalStore(str(run)).write(METRICS_NAME, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        line = json.dumps(row) + "\n"
+        if self._store is not None:
+            self._rows[row["step"]] = line
+        with (self._run / METRICS_NAME).open("a") as stream:
+            stream.write(line)
+
+    def segment(self, step: int) -> tuple[str, bytes] | None:
+        """Return key and content of the rows that a checkpoint at a step has to store: those since the last stored one."""
+        content = "".join(self._rows.values()).encode()
+        return (f"{_SEGMENTS}/step-{step:09d}.jsonl", content) if content else None
+
+    def stored(self, step: int) -> None:
+        """Note that a checkpoint at a step is stored, with its rows."""
+        self._rows = {at: line for at, line in self._rows.items() if at > step}
+
+    def go_back(self, step: int) -> None:
+        """Forget the rows of steps that will be done again."""
+        rows = [row for row in read_metrics(self._run) if row["step"] <= step]
+        if self._store is not None and len(rows) < step:
+            keys = [key for key in self._store.list(f"{_SEGMENTS}/") if key <= f"{_SEGMENTS}/step-{step:09d}.jsonl"]
+            kept = (json.loads(line) for key in keys for line in self._store.read(key).splitlines())
+            rows = list({row["step"]: row for row in kept}.values())
+        content = "".join(json.dumps(row) + "\n" for row in rows)
+        LocalStore(str(self._run)).write(METRICS_NAME, content.encode())
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -105,8 +112,3 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,15 +1,15 @@
-"""One rank of meta-training: the same meta-step as in the library, inside a DeepSpeed engine.
+"""One rank of meta-training: data, this rank's share, agreement, update, checkpoint; until the recipe's steps are done.
 
-Only the hypernetwork is wrapped; target networks never are. Gradients are weighted by the global number of networks:
-DeepSpeed averages over ranks, so each rank's loss is scaled by ``world_size / meta_batch``.
+Nothing but the number of ranks decides who computes what, so a run can go on with another number of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
+import resource
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,269 +18,397 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ghn import GHN, save_checkpoint
-from ghn.errors import GHNError, TrainingError
-from ghn.meta_step import MetaStep, meta_step
-from pipelines.process import tune_process
+from ghn import GHN
+from ghn.cost import CostModel
+from ghn.errors import GHNError, TrainingError, TrainingStoppedError
+from ghn.meta_step import StopRequestedError
+from pipelines.process import die_with_parent, tune_process
 from pipelines.progress import Progress, emit
-from pipelines.settings import Recipe, TrainingSettings, load_recipe
-from pipelines.training.data import MetaBatches
-from pipelines.training.state import (
-    METRICS_NAME,
-    MODEL_NAME,
-    RECIPE_NAME,
-    STATES,
-    TrainingState,
-    check_resumable,
-    hash_files,
-    publish_state,
-    read_state,
-    truncate_metrics,
-)
+from pipelines.settings import Recipe, load_recipe
+from pipelines.storage import Store, open_store
+from pipelines.training.checkpoints import BackgroundWriter, Retention, read_checkpoint, write_checkpoint
+from pipelines.training.data import MetaBatch, MetaBatches
+from pipelines.training.dealing import deal, memory_limit
+from pipelines.training.engine import Engine, init_distributed, learning_rate
+from pipelines.training.models import export_model, finish_run
+from pipelines.training.ranks import Ranks
+from pipelines.training.share import Network, Share, ShareSettings, compute_share
+from pipelines.training.state import RECIPE_NAME, MetricsLog, TrainingState, check_resumable
+from pipelines.training.tracking import Tracker
 
 _WINDOW = 0.9  # of the running means that the progress bar shows
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
 
-def learning_rate(step: int, settings: TrainingSettings) -> float:
-    """Return the learning rate of a step (from 0): tenfold drops at milestones, or linear warm-up and cosine decay."""
-    done = step / settings.steps
-    if settings.schedule == "step":
-        return settings.lr * 0.1 ** sum(done >= milestone for milestone in settings.milestones)
-    if done < settings.warmup:
-        return settings.lr * (step + 1) / (settings.warmup * settings.steps + 1)
-    left = (done - settings.warmup) / (1 - settings.warmup)
-    return settings.lr * (0.5 + 0.5 * math.cos(math.pi * left))
+def run_rank(recipe: Recipe, run: Path, *, store: str | None, stop_after: int | None) -> None:
+    """Train this rank until the recipe's steps, or ``stop_after``, are done.
 
+    Raises:
+        TrainingStoppedError: if a signal asked to stop; a checkpoint was written.
+        GHNError: for anything else that ended training.
 
-def deal(sizes: Sequence[int], ranks: int) -> list[list[int]]:
-    """Deal networks of the given sizes over ranks so that they finish together: the largest to the least loaded.
-
-    Returns the positions that each rank takes, in ascending order.
     """
-    hands: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for position in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        least = loads.index(min(loads))
-        hands[least].append(position)
-        loads[least] += sizes[position]
-    return [sorted(hand) for hand in hands]
-
-
-def run_rank(recipe: Recipe, run: Path, *, stop_after: int | None) -> None:
-    """Train this rank until the recipe's steps, or ``stop_after``, are done."""
-    device = _init_distributed()
-    _Rank(recipe, run, device).train(stop_after)
-    dist.barrier()
+    device = init_distributed(recipe.training.timeout_s)
+    rank = _Rank(recipe, run, open_store(store or str(run)), device)
+    with rank.tracker, rank.stopping_on_signals():
+        rank.train(stop_after)
     dist.destroy_process_group()
-
-
-def _init_distributed() -> torch.device:
-    """Join the process group: NCCL on GPUs, gloo on CPUs (where DeepSpeed's compiled operator is switched off)."""
-    cuda = torch.cuda.is_available()
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if cuda:
-        torch.cuda.set_device(local_rank)
-    else:
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile for minutes; gloo does without
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
-    return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
 
 
 class _Rank:
     """State and loop of one rank."""
 
-    def __init__(self, recipe: Recipe, run: Path, device: torch.device) -> None:
-        import deepspeed
-
-        self.recipe, self.run, self.device = recipe, run, device
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.batches = MetaBatches(recipe)
+    def __init__(self, recipe: Recipe, run: Path, store: Store, device: torch.device) -> None:
+        self.recipe, self.run, self.store, self.device = recipe, run, store, device
+        self.settings = settings = recipe.training
+        self.ranks = Ranks(settings.timeout_s)
+        self.rank = self.ranks.rank
         self.step, self.skipped, self.session = 0, 0, 1
-        settings = recipe.training
+        self._signal = 0
+        self.batches = MetaBatches(recipe)
+        self.cost_model = CostModel.read(settings.cost_model)
+        self.memory_limit = memory_limit(settings.network_memory_gib, device)
         torch.manual_seed(settings.seed)
-        self.hypernet = GHN(recipe.model.config()).to(device)
-        optimizer = torch.optim.Adam(self.hypernet.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=self.hypernet,
-            optimizer=optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": settings.clip,
-                "zero_optimization": {"stage": settings.zero_stage},
-                "steps_per_print": 10**9,
-            },
-        )
-        self._resume()
-
-    def _resume(self) -> None:
-        state = read_state(self.run)
-        if state is None:
-            if self.rank == 0:
-                truncate_metrics(self.run, 0)
-            return
-        check_resumable(self.run, state, self.recipe, self.world_size)
-        self.batches.restore(state.readers)
-        self.engine.load_checkpoint(str(self.run / STATES), tag=state.tag)
-        self.step, self.skipped, self.session = state.step, state.skipped, state.sessions + 1
+        self.hypernet = GHN(recipe.model.config()).to(device, _DTYPES[settings.precision])
+        self.average: list[torch.Tensor] | None = None
+        state = self._resume()
+        self.metrics = MetricsLog(run, store)
+        self.writer = BackgroundWriter(settings.max_failed_checkpoints)
+        self._reported = 0
         if self.rank == 0:
-            truncate_metrics(self.run, self.step)
+            self.metrics.go_back(self.step)
+        self.tracker = Tracker(recipe, run, state.tracking_run if state else None, active=self.rank == 0)
+
+    def _resume(self) -> TrainingState | None:
+        """Take over the newest whole checkpoint, which rank 0 reads: nothing but the shards has to be shared by hosts."""
+        found: Any = None
+        if self.rank == 0:
+            try:
+                found = read_checkpoint(self.store)
+                if found is not None:
+                    check_resumable(self.store.root, found[0], self.recipe)
+            except GHNError as error:
+                found = error
+        found = self.ranks.from_first(found, "reading the checkpoint")
+        if isinstance(found, GHNError):
+            raise found
+        state: TrainingState | None = found[0] if found else None
+        tensors: dict[str, dict[str, torch.Tensor]] = found[1] if found else {}
+        if state is not None:
+            self.hypernet.load_state_dict(tensors["weights"])
+        self.engine = Engine(self.hypernet, self.settings)
+        if state is not None:
+            self.engine.restore(tensors.get("optimizer", {}), state.optimizer_step)
+            self.batches.restore(state.readers)
+            self.step, self.skipped, self.session = state.step, state.skipped, state.sessions + 1
+        if self.settings.ema is not None and self.rank == 0:
+            known = tensors.get("average") or self.hypernet.state_dict()
+            self.average = [known[name].to(p.device, copy=True) for name, p in self.hypernet.named_parameters()]
+        return state
 
     def train(self, stop_after: int | None) -> None:
-        settings = self.recipe.training
+        """Do the steps that are left."""
+        settings = self.settings
         last = min(settings.steps, stop_after or settings.steps)
-        loss = accuracy = float("nan")
-        with _RankZeroProgress(self.rank, settings.steps, self.step) as progress:
+        shown = _Shown(self.rank, settings.steps, self.step)
+        with shown:
             while self.step < last:
                 started = time.monotonic()
-                rate = learning_rate(self.step, settings)
-                row = {"step": self.step + 1, "lr": rate, **self._one_step(rate), "session": self.session}
-                self.step += 1
-                taken = time.monotonic() - started
-                row["architectures_per_s"] = round(settings.meta_batch / taken, 3)
-                row["outside_share"] = round(1 - row.pop("network_seconds") / taken, 4)
-                if not math.isnan(row["loss"]):
-                    loss = row["loss"] if math.isnan(loss) else _WINDOW * loss + (1 - _WINDOW) * row["loss"]
-                    accuracy = (
-                        row["accuracy"]
-                        if math.isnan(accuracy)
-                        else _WINDOW * accuracy + (1 - _WINDOW) * row["accuracy"]
+                row = self._one_step(started)
+                if row is None:
+                    self._checkpoint()
+                    self.writer.close()
+                    raise TrainingStoppedError(
+                        f"stopped by signal {self._signal or 'of another rank'} after step {self.step}; "
+                        "run the same command again to go on"
                     )
-                self._log(row | self.batches.reading())
-                progress.update(
-                    loss=round(loss, 3), acc=f"{100 * accuracy:.1f}%", archs_per_s=row["architectures_per_s"]
-                )
+                self.step += 1
+                self._log(row, shown)
                 if self.skipped > settings.max_skipped:
                     raise TrainingError(
                         f"{self.skipped} networks were skipped (training.max_skipped={settings.max_skipped}) by step "
-                        f"{self.step}; lower training.lr, or look at the skipped ones in {self.run / METRICS_NAME}"
+                        f"{self.step}; lower training.lr, or look at the skipped ones in {self.run / 'metrics.jsonl'}"
                     )
                 if self.step % settings.checkpoint_every == 0 or self.step == last:
                     self._checkpoint()
+                if settings.export_every and self.step % settings.export_every == 0:
+                    self._export()
+        self.writer.close()
+        self._report_checkpoints()
         if self.step >= settings.steps and self.rank == 0:
-            facts = {"recipe_digest": self.recipe.digest(), "manifests": self.batches.manifests(), "steps": self.step}
-            save_checkpoint(self.hypernet, self.run / MODEL_NAME, {**facts, "recipe": self.recipe.model_dump()})
+            finish_run(self.hypernet, self.average, self.run, self._facts())
 
-    def _one_step(self, rate: float) -> dict[str, Any]:
-        """Do one global step; return its metrics, reduced over all ranks."""
-        settings = self.recipe.training
-        batch = self.batches.take(self.step)
-        mine = deal([len(architecture.graph) for architecture in batch.architectures], self.world_size)[self.rank]
-        first_seed = (settings.seed * 1_000_003 + self.step) * settings.meta_batch  # the same whoever runs a network
-        outcome = MetaStep(loss=None, losses=(), accuracies=(), skipped=())
-        if mine:
-            outcome = meta_step(
-                self.engine,
-                [batch.architectures[i] for i in mine],
-                [(images.to(self.device), labels.to(self.device)) for images, labels in map(batch.images_of, mine)],
-                weight=self.world_size / settings.meta_batch,
+    def _one_step(self, started: float) -> dict[str, Any] | None:
+        """Do one global step; return its metrics, or ``None`` (and be where we were before) if it is time to stop."""
+        settings, before = self.settings, self.batches.state()
+        doing = f"step {self.step + 1}"
+        share, error, waited = None, None, 0.0
+        try:
+            batch = self.batches.take(self.step)
+            hands = self._deal(batch, doing)
+            waited = time.monotonic() - started
+            share = self._share(batch, hands[self.rank])
+        except StopRequestedError:
+            pass
+        except GHNError as problem:
+            error = problem
+        vote = {
+            "stop": self._signal,
+            "error": str(error) if error else None,
+            "busy_s": time.monotonic() - started,
+            "waited_s": waited,
+            "memory_mb": _peak_megabytes(self.device),
+            **(_facts_of(share) if share else {}),
+        }
+        votes = self.ranks.gather(vote, doing)
+        if error is not None:
+            raise error
+        if failed := [(rank, v["error"]) for rank, v in enumerate(votes) if v["error"]]:
+            raise TrainingError(f"{doing}: rank {failed[0][0]} failed: {failed[0][1]}")
+        if share is None or any(v["stop"] for v in votes):
+            self.batches.restore(before)
+            return None
+        rate, norm = learning_rate(self.step, settings), float("nan")
+        if any(v["losses"] for v in votes):
+            with self.ranks.watched(doing):
+                norm = self.engine.step(share.gradients, rate)
+            self._update_average()
+        return self._row(votes, rate, norm, time.monotonic() - started)
+
+    def _deal(self, batch: MetaBatch, doing: str) -> list[list[int]]:
+        """Deal the meta-batch over ranks by estimated cost; each rank estimates a part, since every look costs time."""
+        mine = range(self.rank, len(batch), self.ranks.count)
+        images = self.recipe.images.batch
+        parts = self.ranks.gather([self.cost_model.estimate(batch.spec(i), images).seconds for i in mine], doing)
+        costs = [0.0] * len(batch)
+        for rank, part in enumerate(parts):
+            costs[rank :: self.ranks.count] = part
+        return deal(costs, self.ranks.count)
+
+    def _share(self, batch: MetaBatch, hand: Sequence[int]) -> Share:
+        """Compute the gradient of this rank's networks, without those that are too large for its memory."""
+        settings = self.settings
+        first_seed = (settings.seed * 1_000_003 + self.step) * len(batch)  # the same whoever runs a network
+        dtype = _DTYPES[settings.precision]
+
+        def images(position: int) -> tuple[torch.Tensor, torch.Tensor]:
+            pixels, labels = batch.images_of(position)
+            return pixels.to(self.device, dtype), labels.to(self.device)
+
+        networks, refused = [], []
+        for i in hand:
+            network = Network(i, batch.architecture(i), lambda i=i: images(i), first_seed + i)  # type: ignore[misc]
+            needed = self.cost_model.estimate(batch.spec(i), self.recipe.images.batch).saved_bytes
+            if needed > self.memory_limit:
+                refused.append((network, needed))
+            else:
+                networks.append(network)
+        share = compute_share(
+            self.hypernet,
+            networks,
+            ShareSettings(
+                weight=1 / len(batch),
                 label_smoothing=settings.label_smoothing,
                 network_clip=settings.network_clip,
-                seeds=[first_seed + i for i in mine],
+                autocast=torch.bfloat16 if settings.precision == "bfloat16" else None,
+                at_once=settings.networks_at_once,
+            ),
+            should_stop=lambda: self._signal != 0,
+        )
+        for network, needed in refused:
+            share.skip(
+                network,
+                f"out of memory: needs an estimated {needed / 2**30:.1f} GiB, "
+                f"more than {self.memory_limit / 2**30:.1f} (training.network_memory_gib)",
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # Every rank must have a gradient for every parameter, or ZeRO's collectives do not match.
-        everything = torch.stack([0.0 * parameter.sum() for parameter in self.hypernet.parameters()]).sum()
-        self.engine.backward(everything if outcome.loss is None else outcome.loss + everything)
-        self.engine.step()
-        return self._reduce(outcome)
+        return share
 
-    def _reduce(self, outcome: MetaStep) -> dict[str, Any]:
-        sums = torch.tensor(
-            [
-                sum(outcome.losses),
-                sum(outcome.accuracies),
-                len(outcome.losses),
-                len(outcome.skipped),
-                outcome.network_seconds,
-            ],
-            dtype=torch.float64,
-        ).to(self.device)
-        dist.all_reduce(sums)
-        loss, accuracy, networks, skipped, seconds = sums.tolist()
-        self.skipped += int(skipped)
-        norm: float | Tensor | None = self.engine.get_global_grad_norm()
-        row = {
-            "loss": loss / networks if networks else float("nan"),
-            "accuracy": accuracy / networks if networks else float("nan"),
-            "grad_norm": float("nan") if norm is None else float(norm),
-            "skipped": int(skipped),
-            "network_seconds": seconds / self.world_size,
+    def _update_average(self) -> None:
+        if self.average is not None and self.settings.ema is not None:
+            parameters = [p.detach() for p in self.hypernet.parameters()]
+            get_ema_multi_avg_fn(self.settings.ema)(self.average, parameters, None)
+
+    def _row(self, votes: list[dict[str, Any]], rate: float, norm: float, taken: float) -> dict[str, Any]:
+        """Return the step's metrics from what all ranks said."""
+        settings = self.settings
+        losses = {i: x for v in votes for i, x in v["losses"].items()}
+        accuracies = {i: x for v in votes for i, x in v["accuracies"].items()}
+        skipped = [network for v in votes for network in v["skipped"]]
+        self.skipped += len(skipped)
+        busy = [v["busy_s"] for v in votes]
+        count = len(losses)
+        row: dict[str, Any] = {
+            "step": self.step + 1,
+            "lr": rate,
+            "loss": sum(losses[i] for i in sorted(losses)) / count if count else float("nan"),
+            "accuracy": sum(accuracies[i] for i in sorted(accuracies)) / count if count else float("nan"),
+            "grad_norm": norm,
+            "skipped": len(skipped),
+            "session": self.session,
+            "step_s": round(taken, 4),
+            "architectures_per_s": round(settings.meta_batch / taken, 3),
+            "images_per_s": round(count * self.recipe.images.batch / taken, 1),
+            "outside_share": round(1 - sum(v["network_s"] for v in votes) / len(votes) / taken, 4),
+            "data_wait_share": round(max(v["waited_s"] for v in votes) / taken, 4),
+            "imbalance": round(max(busy) * len(busy) / sum(busy), 4),
+            "slowest_rank": busy.index(max(busy)),
+            "memory_mb": round(max(v["memory_mb"] for v in votes), 1),
+            **self.batches.reading(),
         }
-        if skipped:
-            named: list[Any] = [None] * self.world_size
-            dist.all_gather_object(named, outcome.skipped)
-            row["skipped_networks"] = [item for part in named for item in part]
-        return row
+        return row | ({"skipped_networks": skipped} if skipped else {})
 
-    def _log(self, row: dict[str, Any]) -> None:
+    def _log(self, row: dict[str, Any], shown: _Shown) -> None:
         """Append one row of metrics; rank 0 alone writes."""
-        if self.rank == 0:
-            if row.get("skipped_networks"):
-                emit("skipped", step=row["step"], networks=row["skipped_networks"])
-            with (self.run / METRICS_NAME).open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+        if self.rank != 0:
+            return
+        if row.get("skipped_networks"):
+            emit("skipped", step=row["step"], networks=row["skipped_networks"])
+        self.metrics.append(row)
+        self.tracker.log(row)
+        shown.update(row)
 
     def _checkpoint(self) -> None:
-        started = time.monotonic()
-        tag = f"step-{self.step:09d}"
-        self.engine.save_checkpoint(str(self.run / STATES), tag=tag, save_latest=False)
-        dist.barrier()
-        if self.rank == 0:
-            state = TrainingState(
-                step=self.step,
-                total_steps=self.recipe.training.steps,
-                world_size=self.world_size,
-                tag=tag,
-                files=hash_files(self.run / STATES / tag),
-                readers=self.batches.state(),
-                recipe_digest=self.recipe.digest(),
-                manifests=self.batches.manifests(),
-                skipped=self.skipped,
-                sessions=self.session,
+        """Hand a copy of everything to the writer in the background; the ranks go on at once."""
+        with self.ranks.watched(f"checkpoint at step {self.step}"):
+            moments, updates = self.engine.moments()
+        if self.rank != 0:
+            return
+        state = TrainingState(
+            step=self.step,
+            total_steps=self.settings.steps,
+            readers=self.batches.state(),
+            recipe_digest=self.recipe.digest(),
+            manifests=self.batches.manifests(),
+            skipped=self.skipped,
+            sessions=self.session,
+            optimizer_step=updates,
+            tracking_run=self.tracker.run_id,
+        )
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.hypernet.state_dict().items()}
+        tensors = {"weights": weights, "optimizer": moments}
+        if self.average is not None:
+            names = [name for name, _ in self.hypernet.named_parameters()]
+            tensors["average"] = {n: t.detach().cpu().clone() for n, t in zip(names, self.average, strict=True)}
+        segment = self.metrics.segment(self.step)
+        retention = Retention(last=self.settings.keep_last, every=self.settings.keep_every)
+
+        def write() -> dict[str, Any]:
+            started = time.monotonic()
+            if segment is not None:
+                self.store.write(*segment)
+            written = write_checkpoint(self.store, state, tensors, retention)
+            return {"step": state.step, "seconds": round(time.monotonic() - started, 3), "bytes": written}
+
+        waited = self.writer.submit(write)
+        if waited > 1:
+            emit("checkpoint_wait", step=self.step, seconds=round(waited, 2))
+        self._report_checkpoints()
+
+    def _report_checkpoints(self) -> None:
+        for facts in self.writer.done[self._reported :]:
+            emit("checkpoint", **facts)
+            self.metrics.stored(facts["step"])
+            self.tracker.log(
+                {"step": facts["step"], "checkpoint_s": facts["seconds"], "checkpoint_mb": facts["bytes"] / 1e6}
             )
-            publish_state(self.run, state)
-            emit("checkpoint", step=self.step, seconds=round(time.monotonic() - started, 2))
-        dist.barrier()
+        self._reported = len(self.writer.done)
+
+    def _export(self) -> None:
+        if self.rank == 0:
+            export_model(self.hypernet, self.average, self.store, self.step, self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "recipe_digest": self.recipe.digest(),
+            "manifests": self.batches.manifests(),
+            "steps": self.step,
+            "recipe": self.recipe.model_dump(),
+        }
+
+    def stopping_on_signals(self) -> _Signals:
+        """Note SIGTERM and SIGINT instead of dying of them: training then ends with a checkpoint."""
+        return _Signals(self)
 
 
-class _RankZeroProgress:
-    """Progress on rank 0, silence on the others."""
+class _Signals:
+    """While it is entered, signals to stop are noted with a rank."""
+
+    def __init__(self, rank: _Rank) -> None:
+        self._rank = rank
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._rank._signal = number
+
+
+def _facts_of(share: Share) -> dict[str, Any]:
+    return {
+        "losses": share.losses,
+        "accuracies": share.accuracies,
+        "skipped": share.skipped,
+        "network_s": share.network_seconds,
+    }
+
+
+def _peak_megabytes(device: torch.device) -> float:
+    """Most memory that this process had, in MB: of the GPU if there is one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+class _Shown:
+    """Progress with running means on rank 0, silence on the others."""
 
     def __init__(self, rank: int, total: int, initial: int) -> None:
         self._progress = Progress("train", total, initial=initial) if rank == 0 else None
+        self._loss = self._accuracy = float("nan")
 
-    def __enter__(self) -> _RankZeroProgress:
+    def __enter__(self) -> _Shown:
         return self
 
     def __exit__(self, *error: Any) -> None:
         if self._progress is not None:
             self._progress.__exit__(*error)
 
-    def update(self, **facts: Any) -> None:
-        if self._progress is not None:
-            self._progress.update(**facts)
+    def update(self, row: dict[str, Any]) -> None:
+        if self._progress is None:
+            return
+        if not math.isnan(row["loss"]):
+            first = math.isnan(self._loss)
+            self._loss = row["loss"] if first else _WINDOW * self._loss + (1 - _WINDOW) * row["loss"]
+            self._accuracy = row["accuracy"] if first else _WINDOW * self._accuracy + (1 - _WINDOW) * row["accuracy"]
+        self._progress.update(
+            loss=round(self._loss, 3), acc=f"{100 * self._accuracy:.1f}%", archs_per_s=row["architectures_per_s"]
+        )
 
 
 def main() -> int:
     """Run one rank with the recipe that the launcher stored in the run folder."""
+    die_with_parent()
     tune_process()
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--store")
     parser.add_argument("--stop-after", type=int)
     arguments = parser.parse_args()
     try:
-        run_rank(load_recipe(str(arguments.run / RECIPE_NAME)), arguments.run, stop_after=arguments.stop_after)
+        recipe = load_recipe(str(arguments.run / RECIPE_NAME))
+        run_rank(recipe, arguments.run, store=arguments.store, stop_after=arguments.stop_after)
     except GHNError as error:
         sys.stderr.write(f"ghn: rank {os.environ.get('RANK')}: {error}\n")
-        return error.exit_code
+        sys.stderr.flush()
+        os._exit(error.exit_code)  # without waiting for ranks that may be gone
     return 0
 
 

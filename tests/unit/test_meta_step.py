@@ -104,7 +104,7 @@ def test_non_finite_networks_are_skipped_and_named(hypernet: GHN, batch) -> None
         return [good, {name: tensor * float("nan") for name, tensor in bad.items()}]
 
     outcome = meta_step(broken, nets, [batch, batch], weight=0.5)
-    assert outcome.skipped == ((nets[1].label, "non-finite loss"),) and len(outcome.losses) == 1
+    assert outcome.skipped == ((1, nets[1].label, "non-finite loss"),) and len(outcome.losses) == 1
     outcome.loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in hypernet.parameters() if p.grad is not None)
     nothing = meta_step(lambda graphs: [broken(2 * graphs)[1]], nets[:1], [batch], weight=1.0)

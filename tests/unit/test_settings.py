@@ -9,7 +9,7 @@ import pytest
 
 from ghn.errors import InputError
 from pipelines.settings import RECIPES, load_recipe
-from pipelines.training.worker import learning_rate
+from pipelines.training.engine import learning_rate
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in RECIPES.glob("*.toml")))

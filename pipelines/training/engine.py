@@ -1,0 +1,174 @@
+"""The optimizer's side of a step: DeepSpeed sums gradients over ranks, clips them and updates the weights.
+
+Gradients are made outside (:mod:`pipelines.training.share`) and handed over once for each step, after all ranks have agreed
+to go on, so a rank that fails in a network leaves no collective operation half done. The optimizer's state can be had and
+set as named tensors that depend neither on the number of ranks nor on the stage of ZeRO.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ghn.errors import TrainingError
+from pipelines.settings import TrainingSettings
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def init_distributed(timeout_s: float) -> torch.device:
+    """Join the process group: NCCL on GPUs, gloo on CPUs (where DeepSpeed's compiled operator is switched off)."""
+    import datetime
+
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    else:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile for minutes; gloo does without
+    deepspeed.init_distributed(
+        dist_backend="nccl" if cuda else "gloo", verbose=False, timeout=datetime.timedelta(seconds=timeout_s)
+    )
+    return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+
+
+def learning_rate(step: int, settings: TrainingSettings) -> float:
+    """Return the learning rate of a step (from 0).
+
+    After a linear warm-up over ``warmup`` of the steps: ``step`` drops it tenfold at each of the milestones, ``cosine`` lets
+    it fall to 0 in half a period.
+    """
+    done = step / settings.steps
+    if done < settings.warmup:
+        return settings.lr * (step + 1) / (settings.warmup * settings.steps + 1)
+    if settings.schedule == "step":
+        return settings.lr * 0.1 ** sum(done >= milestone for milestone in settings.milestones)
+    left = (done - settings.warmup) / (1 - settings.warmup)
+    return settings.lr * (0.5 + 0.5 * math.cos(math.pi * left))
+
+
+class Engine:
+    """DeepSpeed around the hypernetwork.
+
+    Args:
+        hypernet: its weights are those of rank 0.
+        settings: optimizer, stage of ZeRO, clipping.
+
+    """
+
+    def __init__(self, hypernet: nn.Module, settings: TrainingSettings) -> None:
+        import deepspeed
+
+        self.hypernet = hypernet
+        optimizer = _OPTIMIZERS[settings.optimizer](
+            hypernet.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=hypernet,
+            optimizer=optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": settings.clip,
+                "zero_optimization": {"stage": settings.zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 10**9,
+            },
+        )
+        if settings.precision == "float64":
+            self._engine.communication_data_type = torch.float64
+
+    def step(self, gradients: Sequence[Tensor], rate: float) -> float:
+        """Do one update with the sum of all ranks' gradients; return the norm of that sum.
+
+        Args:
+            gradients: this rank's part, one tensor for each parameter.
+            rate: learning rate.
+
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        ranks = dist.get_world_size()  # DeepSpeed takes the mean over ranks
+        products = [
+            (p * (g * ranks)).sum() for p, g in zip(self.hypernet.parameters(), gradients, strict=True)
+        ]  # whose gradient is just that
+        self._engine.backward(torch.stack(products).sum())
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def moments(self) -> tuple[dict[str, Tensor], int]:
+        """Return the optimizer's state, on the CPU, as ``{moment.parameter: tensor}``, and its number of updates.
+
+        All ranks must call it; all get the whole.
+        """
+        flat = self._flat_parameter()
+        whole: dict[str, Tensor] = {}
+        base = self._base()
+        some = base.state[flat if flat is not None else next(self.hypernet.parameters())]
+        updates = int(some["step"]) if "step" in some else 0
+        for moment in _MOMENTS if updates else ():
+            if flat is None:
+                parts = {name: base.state[p][moment] for name, p in self.hypernet.named_parameters()}
+            else:
+                parts = dict(self._named(_all_of(some[moment])))
+            whole |= {f"{moment}.{name}": tensor.detach().cpu().clone() for name, tensor in parts.items()}
+        return whole, updates
+
+    def restore(self, moments: Mapping[str, Tensor], updates: int) -> None:
+        """Take over what :meth:`moments` gave, perhaps on another number of ranks."""
+        if not updates:
+            return
+        flat, base = self._flat_parameter(), self._base()
+        if flat is None:
+            for name, p in self.hypernet.named_parameters():
+                base.state[p] = {m: moments[f"{m}.{name}"].to(p.device, p.dtype, copy=True) for m in _MOMENTS}
+                base.state[p]["step"] = torch.tensor(float(updates))
+            return
+        state = {}
+        for moment in _MOMENTS:
+            values = torch.cat([moments[f"{moment}.{name}"].flatten() for name, _ in self.hypernet.named_parameters()])
+            padded = torch.zeros(flat.numel() * dist.get_world_size())
+            padded[: len(values)] = values
+            state[moment] = padded.view(dist.get_world_size(), -1)[dist.get_rank()].to(flat.device, copy=True)
+        base.state[flat] = {**state, "step": torch.tensor(float(updates))}
+
+    def _base(self) -> torch.optim.Optimizer:
+        """Torch's optimizer, which ZeRO wraps."""
+        base: torch.optim.Optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
+        return base
+
+    def _flat_parameter(self) -> Tensor | None:
+        """This rank's part of all weights in a row, as ZeRO 1 and 2 keep them; ``None`` for stage 0."""
+        if not hasattr(self._optimizer, "single_partition_of_fp32_groups"):
+            return None
+        groups = self._optimizer.single_partition_of_fp32_groups
+        weights = torch.cat([p.detach().flatten() for p in self.hypernet.parameters()]) if len(groups) == 1 else None
+        if weights is None or not torch.equal(_all_of(groups[0])[: len(weights)], weights):
+            raise TrainingError("DeepSpeed keeps the weights in another order than expected; use training.zero_stage=0")
+        part: Tensor = groups[0]
+        return part
+
+    def _named(self, values: Tensor) -> Iterator[tuple[str, Tensor]]:
+        names, parameters = zip(*self.hypernet.named_parameters(), strict=True)
+        ends = itertools.accumulate(p.numel() for p in parameters)
+        for name, p, end in zip(names, parameters, ends, strict=True):
+            yield name, values[end - p.numel() : end].view(p.shape)
+
+
+def _all_of(part: Tensor) -> Tensor:
+    """Return all ranks' parts in a row."""
+    whole = part.new_empty(part.numel() * dist.get_world_size())
+    dist.all_gather_into_tensor(whole, part.detach())
+    return whole

@@ -1,0 +1,157 @@
+"""A rank's share of a global step: the meta-gradient of the networks that were dealt to it. No collective operation in here.
+
+A network that can not take part (out of memory, not finite, any other error) is left out and named; the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ghn.architecture import Architecture
+from ghn.meta_step import MetaStep, Predictor, StopRequestedError, describe, meta_step
+
+
+class Network(NamedTuple):
+    """A network of the meta-batch: its position, itself, where its images come from, and the seed of its dropout."""
+
+    position: int
+    architecture: Architecture
+    images: Callable[[], tuple[Tensor, Tensor]]
+    seed: int
+
+
+@dataclass(kw_only=True)
+class Share:
+    """What a rank's networks gave.
+
+    Attributes:
+        gradients: one tensor for each of the hypernetwork's parameters.
+        losses, accuracies: by position in the meta-batch, of the networks that counted.
+        skipped: (position, name, index, seed and reason of each network that did not count).
+        network_seconds: time in the networks' own forward and backward passes.
+
+    """
+
+    gradients: list[Tensor]
+    losses: dict[int, float] = field(default_factory=dict)
+    accuracies: dict[int, float] = field(default_factory=dict)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    network_seconds: float = 0.0
+
+    def skip(self, network: Network, reason: str) -> None:
+        """Count a network out."""
+        self.skipped.append(
+            {
+                "architecture": network.architecture.label,
+                "index": network.architecture.index,
+                "seed": network.seed,
+                "reason": reason,
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareSettings:
+    """How a share is computed.
+
+    Attributes:
+        weight: factor on each network's loss: 1 / networks of the whole meta-batch.
+        label_smoothing, network_clip, autocast: see :func:`ghn.meta_step.meta_step`.
+        at_once: networks whose parameters are predicted together, at most; the gradients of several such parts are added up.
+
+    """
+
+    weight: float
+    label_smoothing: float = 0.0
+    network_clip: float | None = None
+    autocast: torch.dtype | None = None
+    at_once: int | None = None
+
+
+def compute_share(
+    hypernet: nn.Module,
+    networks: Sequence[Network],
+    settings: ShareSettings,
+    *,
+    predictor: Predictor | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Share:
+    """Return the meta-gradient of some networks.
+
+    Args:
+        hypernet: whose parameters get the gradient.
+        networks: any number; with none, the gradient is zero.
+        settings: see there.
+        predictor: what predicts; the hypernetwork itself by default.
+        should_stop: asked before each network.
+
+    Raises:
+        StopRequestedError: if it was time to stop.
+
+    """
+    share = Share(gradients=[torch.zeros_like(p) for p in hypernet.parameters()])
+    at_once = settings.at_once or max(1, len(networks))
+    for start in range(0, len(networks), at_once):
+        _add(share, hypernet, predictor or hypernet, networks[start : start + at_once], settings, should_stop)
+    return share
+
+
+def _add(
+    share: Share,
+    hypernet: nn.Module,
+    predictor: Predictor,
+    networks: Sequence[Network],
+    settings: ShareSettings,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Add the gradient of networks that are predicted together. If that fails as a whole, each is tried by itself."""
+    try:
+        outcome = meta_step(
+            predictor,
+            [network.architecture for network in networks],
+            [network.images for network in networks],
+            weight=settings.weight,
+            label_smoothing=settings.label_smoothing,
+            network_clip=settings.network_clip,
+            seeds=[network.seed for network in networks],
+            autocast=settings.autocast,
+            should_stop=should_stop,
+        )
+        gradients = _gradients(hypernet, outcome)
+        reason = "non-finite meta-gradient"
+    except StopRequestedError:
+        raise
+    except Exception as error:  # whatever one rank alone runs into must not leave the others waiting
+        outcome, gradients, reason = None, None, describe(error)
+    if outcome is None or gradients is None:
+        if len(networks) == 1:
+            share.skip(networks[0], reason)
+            return
+        for network in networks:
+            _add(share, hypernet, predictor, [network], settings, should_stop)
+        return
+    for total, gradient in zip(share.gradients, gradients, strict=True):
+        if gradient is not None:
+            total += gradient
+    left_out = {skipped.at: skipped.reason for skipped in outcome.skipped}
+    counted = [network for i, network in enumerate(networks) if i not in left_out]
+    share.losses |= {n.position: loss for n, loss in zip(counted, outcome.losses, strict=True)}
+    share.accuracies |= {n.position: accuracy for n, accuracy in zip(counted, outcome.accuracies, strict=True)}
+    share.network_seconds += outcome.network_seconds
+    for at, why in left_out.items():
+        share.skip(networks[at], why)
+
+
+def _gradients(hypernet: nn.Module, outcome: MetaStep) -> list[Tensor | None] | None:
+    """Return the hypernetwork's gradient, ``None`` in place of all of it if it is not finite."""
+    parameters = list(hypernet.parameters())
+    if outcome.loss is None:
+        return [None] * len(parameters)
+    gradients: list[Tensor | None] = list(torch.autograd.grad(outcome.loss, parameters, allow_unused=True))
+    norm = torch.stack(torch._foreach_norm([g for g in gradients if g is not None])).norm()
+    return gradients if torch.isfinite(norm) else None

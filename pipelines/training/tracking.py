@@ -1,0 +1,168 @@
+"""Metrics to MLflow while training goes on: one run for all ranks and all sessions; a registry that is away stops nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ghn.errors import EnvironmentSetupError
+from pipelines.progress import emit
+from pipelines.settings import Recipe
+from pipelines.storage import LocalStore
+
+TRACKING_NAME = "mlflow.json"
+EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+DEFAULT_EXPERIMENT = "ghn"
+_FLUSH_S = 5.0
+_LAST_FLUSH_S = 30.0
+_MOST_WAITING = 100_000
+_AT_ONCE = 1000  # metrics of one request, at most
+
+
+class Tracker:
+    """Sends metrics from a thread. Without ``MLFLOW_TRACKING_URI`` (or on other ranks than 0) it does nothing.
+
+    Args:
+        recipe: whose settings become the run's parameters.
+        run: the run folder; ``mlflow.json`` there names MLflow's run.
+        known: MLflow's run of an earlier session.
+        active: whether this rank is the one that reports.
+
+    Attributes:
+        run_id: MLflow's run, once it is known.
+
+    """
+
+    def __init__(self, recipe: Recipe, run: Path, known: str | None, *, active: bool) -> None:
+        self._uri = os.environ.get("MLFLOW_TRACKING_URI") if active else None
+        self._recipe, self._run = recipe, run
+        self.run_id = known
+        self._waiting: queue.Queue[dict[str, Any]] = queue.Queue(_MOST_WAITING)
+        self._ended = threading.Event()
+        self._failed = False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Tracker:
+        if self._uri:
+            self._attempt(self._open)
+            self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._thread is not None:
+            self._ended.set()
+            self._thread.join(_LAST_FLUSH_S)
+            self._attempt(lambda: self._close("FINISHED" if kind is None else "FAILED"))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Send the numbers of a row, at its ``step``; returns at once."""
+        if self._thread is not None:
+            with contextlib.suppress(queue.Full):
+                self._waiting.put_nowait({**row, "time": int(time.time() * 1000)})
+
+    def _open(self) -> None:
+        """Find the run of an earlier session, or make one."""
+        import mlflow
+
+        client = mlflow.MlflowClient(self._uri)
+        if self.run_id is None:
+            name = os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT)
+            experiment = client.get_experiment_by_name(name)
+            number = experiment.experiment_id if experiment else client.create_experiment(name)
+            tags = {"ghn.recipe": self._recipe.name, "ghn.recipe_digest": self._recipe.digest()}
+            made = client.create_run(number, run_name=f"{self._recipe.name}-{self._run.name}", tags=tags)
+            self.run_id = made.info.run_id
+            for key, value in flatten(self._recipe.model_dump()):
+                client.log_param(self.run_id, key, value)
+        client.update_run(self.run_id, status="RUNNING")
+        facts = json.dumps({"run_id": self.run_id}) + "\n"
+        LocalStore(str(self._run)).write(TRACKING_NAME, facts.encode())
+
+    def _close(self, status: str) -> None:
+        import mlflow
+
+        if self.run_id is not None:
+            mlflow.MlflowClient(self._uri).set_terminated(self.run_id, status=status)
+
+    def _work(self) -> None:
+        rows: list[dict[str, Any]] = []
+        while True:
+            ended = self._ended.wait(_FLUSH_S)
+            while not self._waiting.empty() and len(rows) < _MOST_WAITING:
+                rows.append(self._waiting.get_nowait())
+            if self._attempt(functools.partial(self._send, rows)):
+                rows = []
+            if ended:
+                return
+
+    def _send(self, rows: list[dict[str, Any]]) -> None:
+        import mlflow
+        from mlflow.entities import Metric
+
+        if self.run_id is None:
+            self._open()
+        points = [
+            Metric(key, float(value), row["time"], row["step"])
+            for row in rows
+            for key, value in row.items()
+            if key not in ("step", "time") and isinstance(value, (int, float)) and math.isfinite(value)
+        ]
+        client = mlflow.MlflowClient(self._uri)
+        for start in range(0, len(points), _AT_ONCE):
+            client.log_batch(self.run_id, metrics=points[start : start + _AT_ONCE])
+
+    def _attempt(self, action: Any) -> bool:
+        """Do something with MLflow; whatever goes wrong there is reported once, until it works again."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        try:
+            action()
+        except Exception as error:
+            if not self._failed:
+                emit("tracking_failed", uri=self._uri, reason=str(error).splitlines()[0][:300])
+            self._failed = True
+            return False
+        self._failed = False
+        return True
+
+
+def check_tracking(uri: str) -> None:
+    """Raise :class:`EnvironmentSetupError` if MLflow can not be used there."""
+    import mlflow
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    try:
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:300]
+        raise EnvironmentSetupError(f"can not use MLflow at {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
+
+
+def tracked_run(run: Path) -> str | None:
+    """Return MLflow's run of a run folder, ``None`` if training was not tracked."""
+    try:
+        found: str = json.loads((run / TRACKING_NAME).read_text())["run_id"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return found
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of nested settings."""
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
