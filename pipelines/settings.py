@@ -103,6 +103,9 @@ class TrainingSettings(_Section):
     networks_at_once: int | None = Field(
         default=None, ge=1, description="networks of a rank that are predicted together; gradients are accumulated"
     )
+    exact_sums: bool = Field(
+        default=True, description="the same bits on any number of ranks (of equal threads); one network at a time"
+    )
     cost_model: str | None = Field(default=None, description="file of `ghn calibrate`; None: two CPU cores")
     network_memory_gib: float | None = Field(
         default=None,

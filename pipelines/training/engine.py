@@ -7,6 +7,7 @@ set as named tensors that depend neither on the number of ranks nor on the stage
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import math
 import os
@@ -15,32 +16,48 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from ghn.errors import TrainingError
 from pipelines.settings import TrainingSettings
+from pipelines.training.share import from_whole
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-def init_distributed(timeout_s: float) -> torch.device:
-    """Join the process group: NCCL on GPUs, gloo on CPUs (where DeepSpeed's compiled operator is switched off)."""
-    import datetime
+def init_distributed(timeout_s: float) -> tuple[torch.device, Store]:
+    """Join the process group: NCCL on GPUs, gloo on CPUs (where DeepSpeed's compiled operator is switched off).
 
+    Args:
+        timeout_s: of joint operations.
+
+    Returns:
+        This rank's device, and the store by which ranks found each other.
+
+    """
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
 
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = int(os.environ["LOCAL_RANK"])
     if cuda:
         torch.cuda.set_device(local_rank)
     else:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile for minutes; gloo does without
-    deepspeed.init_distributed(
-        dist_backend="nccl" if cuda else "gloo", verbose=False, timeout=datetime.timedelta(seconds=timeout_s)
+    store, rank, world_size = next(rendezvous("env://"))
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=PrefixStore("default", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=timeout_s + 120),
     )
-    return torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+    return torch.device("cuda", local_rank) if cuda else torch.device("cpu"), store
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:
@@ -59,7 +76,7 @@ def learning_rate(step: int, settings: TrainingSettings) -> float:
 
 
 class Engine:
-    """DeepSpeed around the hypernetwork.
+    """DeepSpeed around the hypernetwork; in float64, for checks, torch's optimizer alone does the same.
 
     Args:
         hypernet: its weights are those of rank 0.
@@ -68,45 +85,75 @@ class Engine:
     """
 
     def __init__(self, hypernet: nn.Module, settings: TrainingSettings) -> None:
-        import deepspeed
-
         self.hypernet = hypernet
         optimizer = _OPTIMIZERS[settings.optimizer](
             hypernet.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
+        self._engine, self._optimizer, self._clip = None, optimizer, settings.clip
+        if settings.precision == "float64":  # DeepSpeed refuses such gradients
+            return
+        import deepspeed
+
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=hypernet,
             optimizer=optimizer,
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
-                "gradient_clipping": settings.clip,
+                "gradient_clipping": 0.0 if settings.exact_sums else settings.clip,
                 "zero_optimization": {"stage": settings.zero_stage},
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": 10**9,
             },
         )
-        if settings.precision == "float64":
-            self._engine.communication_data_type = torch.float64
 
     def step(self, gradients: Sequence[Tensor], rate: float) -> float:
         """Do one update with the sum of all ranks' gradients; return the norm of that sum.
 
         Args:
-            gradients: this rank's part, one tensor for each parameter.
+            gradients: this rank's part, one tensor for each parameter, in the form of :mod:`pipelines.training.share`.
             rate: learning rate.
 
         """
+        ranks = dist.get_world_size()  # over which DeepSpeed takes the mean
+        exact_norm = None
+        if gradients[0].dtype == torch.int64:
+            gradients, ranks = self._exact_sum(gradients), 1
+            exact_norm = torch.stack(
+                [gradient.norm() for gradient in gradients]
+            ).norm()  # all have the same: clipped here
+            gradients = [gradient * (self._clip / exact_norm.clamp(min=self._clip)) for gradient in gradients]
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        ranks = dist.get_world_size()  # DeepSpeed takes the mean over ranks
+        if self._engine is None:
+            norm = self._plain_step([gradient * ranks for gradient in gradients])
+            return norm if exact_norm is None else float(exact_norm)
         products = [
             (p * (g * ranks)).sum() for p, g in zip(self.hypernet.parameters(), gradients, strict=True)
         ]  # whose gradient is just that
         self._engine.backward(torch.stack(products).sum())
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm() if exact_norm is None else exact_norm
         return float("nan") if norm is None else float(norm)
+
+    def _exact_sum(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Return the sum of all ranks' gradients, which were given as whole numbers."""
+        whole = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(whole)
+        parameters = list(self.hypernet.parameters())
+        parts = whole.split([p.numel() for p in parameters])
+        return [from_whole(part, p.dtype).view(p.shape) for part, p in zip(parts, parameters, strict=True)]
+
+    def _plain_step(self, gradients: Sequence[Tensor]) -> float:
+        parameters = list(self.hypernet.parameters())
+        whole = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(whole)
+        whole /= dist.get_world_size()
+        for p, part in zip(parameters, whole.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view(p.shape)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip)
+        self._optimizer.step()
+        return float(norm)
 
     def moments(self) -> tuple[dict[str, Tensor], int]:
         """Return the optimizer's state, on the CPU, as ``{moment.parameter: tensor}``, and its number of updates.
@@ -170,5 +217,5 @@ class Engine:
 def _all_of(part: Tensor) -> Tensor:
     """Return all ranks' parts in a row."""
     whole = part.new_empty(part.numel() * dist.get_world_size())
-    dist.all_gather_into_tensor(whole, part.detach())
+    dist.all_gather(list(whole.chunk(dist.get_world_size())), part.detach())
     return whole

@@ -1,47 +1,56 @@
-"""What ranks tell each other beside gradients: small facts, through gloo, with time-outs that name who does not answer."""
+"""What ranks tell each other beside gradients, and a watch over all of them that names who does not answer.
+
+Each rank tells a store, every few seconds, that it lives and how many joint operations it has entered. Whoever waits in a
+joint operation for too long compares what all have told: a rank that tells nothing new is stopped or cut off, and one
+that has entered fewer operations is what the others wait for. This does not depend on how the operation communicates.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import re
-from collections.abc import Iterator
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from ghn.errors import GHNError, TrainingError
+from ghn.meta_step import describe
 
 _T = TypeVar("_T")
-_SHORT_S = 5.0
-_NAMED = re.compile(r"[Rr]anks? ([\d, ]+) failed to pass monitoredBarrier")
+_SLACK_S = 120.0  # the process groups' own time-out comes later: its messages name nobody
+_LONGEST_BEAT_S = 5.0
 
 
 class Ranks:
     """All ranks of a job; every method is called by all of them in the same order.
 
     Args:
-        timeout_s: how long to wait for a rank that does not answer. It must be longer than the slowest step of one rank.
+        store: of torch's process group.
+        timeout_s: how long a joint operation may take; longer than the slowest step of one rank.
 
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, store: Any, timeout_s: float) -> None:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
-        self._timeout_s = timeout_s
-        self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s))
+        self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s + _SLACK_S))
+        self._watch = _Watch(store, self.rank, self.count, timeout_s) if self.count > 1 else None
 
     def gather(self, item: _T, doing: str) -> list[_T]:
         """Return every rank's item; ``doing`` says in a message what all were about to do.
 
         Raises:
-            TrainingError: if a rank does not answer in time, or is gone.
+            TrainingError: if a rank is gone.
 
         """
         if self.count == 1:
             return [item]
         items: list[Any] = [None] * self.count
         with self.watched(doing):
-            self._meet(self._timeout_s)
             dist.all_gather_object(items, item, group=self._group)
         return items
 
@@ -57,24 +66,95 @@ class Ranks:
 
     @contextlib.contextmanager
     def watched(self, doing: str) -> Iterator[None]:
-        """Turn a collective operation's failure into an error that names the ranks that do not answer."""
+        """Watch over a joint operation. One that fails raises; one that takes too long ends this process with a message."""
+        if self._watch is not None:
+            self._watch.enter(doing)
         try:
             yield
         except GHNError:
             raise
         except RuntimeError as error:
-            raise TrainingError(f"{doing}: {self._who(error)}. Run the same command again to resume") from error
+            reason = describe(error)
+            if self.count > 1 and not reason.startswith("out of memory"):
+                reason = f"lost another rank: {reason}"
+            raise TrainingError(f"{doing}: rank {self.rank}: {reason}. {_AGAIN}") from error
+        finally:
+            if self._watch is not None:
+                self._watch.leave()
 
-    def _meet(self, timeout_s: float) -> None:
-        dist.monitored_barrier(self._group, datetime.timedelta(seconds=timeout_s), wait_all_ranks=True)
 
-    def _who(self, error: RuntimeError) -> str:
-        named = _NAMED.search(str(error))
-        if named is None and "onnection" not in str(error):
-            try:
-                self._meet(_SHORT_S)
-            except RuntimeError as second:
-                named, error = _NAMED.search(str(second)), second
-        if named is not None:
-            return f"rank {named[1]} did not answer for {self._timeout_s:g} seconds (training.timeout_s)"
-        return f"rank {self.rank} lost another rank: {str(error).splitlines()[0]}"
+_AGAIN = "Run the same command again to resume"
+
+
+class _Watch:
+    """The thread that tells and compares."""
+
+    def __init__(self, store: Any, rank: int, count: int, timeout_s: float) -> None:
+        self._store, self._rank, self._count, self._timeout_s = store.clone(), rank, count, timeout_s
+        self._beat_s = min(_LONGEST_BEAT_S, timeout_s / 4)
+        self._entered, self._since, self._doing = 0, None, ""
+        threading.Thread(target=self._work, name="watch", daemon=True).start()
+
+    _since: float | None
+
+    def enter(self, doing: str) -> None:
+        self._doing = doing
+        self._entered += 1
+        self._since = time.monotonic()
+
+    def leave(self) -> None:
+        self._since = None
+
+    def _work(self) -> None:
+        beats = 0
+        while True:
+            beats += 1
+            self._answered(lambda beats=beats: self._store.set(_key(self._rank), f"{beats} {self._entered}"))  # type: ignore[misc]
+            since = self._since
+            if since is not None and time.monotonic() - since > self._timeout_s:
+                self._give_up(self._silent())
+            time.sleep(self._beat_s)
+
+    def _silent(self) -> Sequence[int]:
+        """Return the ranks that all others wait for."""
+        entered = self._entered
+        first = self._answered(self._read)
+        time.sleep(2.5 * self._beat_s)
+        second = self._answered(self._read)
+        if first is None or second is None:
+            return [0]  # who holds the store does not answer
+        others = [rank for rank in range(self._count) if rank != self._rank]
+        return [rank for rank in others if first[rank] == second[rank]] or [
+            rank for rank in others if second[rank][1] < entered
+        ]
+
+    def _read(self) -> list[tuple[int, int]]:
+        keys = [_key(rank) for rank in range(self._count)]
+        found = [self._store.get(key).decode().split() if self._store.check([key]) else (0, 0) for key in keys]
+        return [(int(beats), int(entered)) for beats, entered in found]
+
+    def _answered(self, ask: Any) -> Any:
+        """Return what a question to the store gives, ``None`` if there is no answer soon."""
+        answer: list[Any] = []
+
+        def work() -> None:
+            with contextlib.suppress(RuntimeError):
+                answer.append(ask())
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(max(2.0, 2 * self._beat_s))
+        return answer[0] if answer else None
+
+    def _give_up(self, silent: Sequence[int]) -> None:
+        who = f"rank {', '.join(map(str, silent))}" if silent else "an unknown rank"
+        sys.stderr.write(
+            f"ghn: rank {self._rank}: {self._doing}: {who} did not answer for {self._timeout_s:g} seconds "
+            f"(training.timeout_s). {_AGAIN}\n"
+        )
+        sys.stderr.flush()
+        os._exit(TrainingError.exit_code)  # the main thread waits in the operation and can not be told
+
+
+def _key(rank: int) -> str:
+    return f"ghn/beat/{rank}"

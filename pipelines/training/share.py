@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from ghn.architecture import Architecture
 from ghn.meta_step import MetaStep, Predictor, StopRequestedError, describe, meta_step
 
+_UNITS = 2.0**44  # of a gradient in whole numbers; the sum of a meta-batch may reach 2**19
+_MOST = 2.0**18
+
 
 class Network(NamedTuple):
     """A network of the meta-batch: its position, itself, where its images come from, and the seed of its dropout."""
@@ -30,7 +33,8 @@ class Share:
     """What a rank's networks gave.
 
     Attributes:
-        gradients: one tensor for each of the hypernetwork's parameters.
+        gradients: one tensor for each of the hypernetwork's parameters; whole numbers if the sum is to be exact, see
+            :func:`from_whole`.
         losses, accuracies: by position in the meta-batch, of the networks that counted.
         skipped: (position, name, index, seed and reason of each network that did not count).
         network_seconds: time in the networks' own forward and backward passes.
@@ -63,6 +67,8 @@ class ShareSettings:
         weight: factor on each network's loss: 1 / networks of the whole meta-batch.
         label_smoothing, network_clip, autocast: see :func:`ghn.meta_step.meta_step`.
         at_once: networks whose parameters are predicted together, at most; the gradients of several such parts are added up.
+        exact: predict for one network at a time and add gradients up in whole numbers, so that the sum over all networks
+            does not depend on who computes which.
 
     """
 
@@ -71,6 +77,7 @@ class ShareSettings:
     network_clip: float | None = None
     autocast: torch.dtype | None = None
     at_once: int | None = None
+    exact: bool = False
 
 
 def compute_share(
@@ -94,8 +101,9 @@ def compute_share(
         StopRequestedError: if it was time to stop.
 
     """
-    share = Share(gradients=[torch.zeros_like(p) for p in hypernet.parameters()])
-    at_once = settings.at_once or max(1, len(networks))
+    dtype = torch.int64 if settings.exact else None
+    share = Share(gradients=[torch.zeros_like(p, dtype=dtype) for p in hypernet.parameters()])
+    at_once = 1 if settings.exact else settings.at_once or max(1, len(networks))
     for start in range(0, len(networks), at_once):
         _add(share, hypernet, predictor or hypernet, networks[start : start + at_once], settings, should_stop)
     return share
@@ -122,8 +130,8 @@ def _add(
             autocast=settings.autocast,
             should_stop=should_stop,
         )
-        gradients = _gradients(hypernet, outcome)
-        reason = "non-finite meta-gradient"
+        gradients = _gradients(hypernet, outcome, settings.exact)
+        reason = "meta-gradient that is not finite, or beyond all bounds"
     except StopRequestedError:
         raise
     except Exception as error:  # whatever one rank alone runs into must not leave the others waiting
@@ -147,11 +155,23 @@ def _add(
         share.skip(networks[at], why)
 
 
-def _gradients(hypernet: nn.Module, outcome: MetaStep) -> list[Tensor | None] | None:
+def _gradients(hypernet: nn.Module, outcome: MetaStep, exact: bool) -> list[Tensor | None] | None:
     """Return the hypernetwork's gradient, ``None`` in place of all of it if it is not finite."""
     parameters = list(hypernet.parameters())
     if outcome.loss is None:
         return [None] * len(parameters)
     gradients: list[Tensor | None] = list(torch.autograd.grad(outcome.loss, parameters, allow_unused=True))
     norm = torch.stack(torch._foreach_norm([g for g in gradients if g is not None])).norm()
-    return gradients if torch.isfinite(norm) else None
+    if not torch.isfinite(norm) or (exact and norm > _MOST):
+        return None
+    return [to_whole(g) if exact and g is not None else g for g in gradients]
+
+
+def to_whole(gradient: Tensor) -> Tensor:
+    """Return a gradient as whole multiples (int64) of 2**-44, or 6e-14: their sums are exact in any order."""
+    return (gradient.double() * _UNITS).round().long()
+
+
+def from_whole(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the gradient that :func:`to_whole` made whole."""
+    return (gradient.double() / _UNITS).to(dtype)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -50,8 +50,8 @@ def run_rank(recipe: Recipe, run: Path, *, store: str | None, stop_after: int | 
         GHNError: for anything else that ended training.
 
     """
-    device = init_distributed(recipe.training.timeout_s)
-    rank = _Rank(recipe, run, open_store(store or str(run)), device)
+    device, meeting = init_distributed(recipe.training.timeout_s)
+    rank = _Rank(recipe, run, open_store(store or str(run)), device, Ranks(meeting, recipe.training.timeout_s))
     with rank.tracker, rank.stopping_on_signals():
         rank.train(stop_after)
     dist.destroy_process_group()
@@ -60,11 +60,10 @@ def run_rank(recipe: Recipe, run: Path, *, store: str | None, stop_after: int | 
 class _Rank:
     """State and loop of one rank."""
 
-    def __init__(self, recipe: Recipe, run: Path, store: Store, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, run: Path, store: Store, device: torch.device, ranks: Ranks) -> None:
         self.recipe, self.run, self.store, self.device = recipe, run, store, device
         self.settings = settings = recipe.training
-        self.ranks = Ranks(settings.timeout_s)
-        self.rank = self.ranks.rank
+        self.ranks, self.rank = ranks, ranks.rank
         self.step, self.skipped, self.session = 0, 0, 1
         self._signal = 0
         self.batches = MetaBatches(recipe)
@@ -144,11 +143,9 @@ class _Rank:
         """Do one global step; return its metrics, or ``None`` (and be where we were before) if it is time to stop."""
         settings, before = self.settings, self.batches.state()
         doing = f"step {self.step + 1}"
-        share, error, waited = None, None, 0.0
+        batch, hands = self._dealt(doing)
+        share, error, waited = None, None, time.monotonic() - started
         try:
-            batch = self.batches.take(self.step)
-            hands = self._deal(batch, doing)
-            waited = time.monotonic() - started
             share = self._share(batch, hands[self.rank])
         except StopRequestedError:
             pass
@@ -163,10 +160,7 @@ class _Rank:
             **(_facts_of(share) if share else {}),
         }
         votes = self.ranks.gather(vote, doing)
-        if error is not None:
-            raise error
-        if failed := [(rank, v["error"]) for rank, v in enumerate(votes) if v["error"]]:
-            raise TrainingError(f"{doing}: rank {failed[0][0]} failed: {failed[0][1]}")
+        _raise_for([v["error"] for v in votes], error, doing)
         if share is None or any(v["stop"] for v in votes):
             self.batches.restore(before)
             return None
@@ -177,15 +171,22 @@ class _Rank:
             self._update_average()
         return self._row(votes, rate, norm, time.monotonic() - started)
 
-    def _deal(self, batch: MetaBatch, doing: str) -> list[list[int]]:
-        """Deal the meta-batch over ranks by estimated cost; each rank estimates a part, since every look costs time."""
-        mine = range(self.rank, len(batch), self.ranks.count)
-        images = self.recipe.images.batch
-        parts = self.ranks.gather([self.cost_model.estimate(batch.spec(i), images).seconds for i in mine], doing)
-        costs = [0.0] * len(batch)
-        for rank, part in enumerate(parts):
+    def _dealt(self, doing: str) -> tuple[MetaBatch, list[list[int]]]:
+        """Read a meta-batch and deal it over ranks by estimated cost; each rank estimates a part: a look costs time, too."""
+        images, size = self.recipe.images.batch, self.settings.meta_batch
+        batch, error, mine = None, None, list[float]()
+        try:
+            batch = self.batches.take(self.step)
+            positions = range(self.rank, size, self.ranks.count)
+            mine = [self.cost_model.estimate(batch.spec(i), images).seconds for i in positions]
+        except GHNError as problem:
+            error = problem
+        parts = self.ranks.gather((str(error) if error else None, mine), doing)
+        _raise_for([message for message, _ in parts], error, doing)
+        costs = [0.0] * size
+        for rank, (_, part) in enumerate(parts):
             costs[rank :: self.ranks.count] = part
-        return deal(costs, self.ranks.count)
+        return cast(MetaBatch, batch), deal(costs, self.ranks.count)
 
     def _share(self, batch: MetaBatch, hand: Sequence[int]) -> Share:
         """Compute the gradient of this rank's networks, without those that are too large for its memory."""
@@ -214,6 +215,7 @@ class _Rank:
                 network_clip=settings.network_clip,
                 autocast=torch.bfloat16 if settings.precision == "bfloat16" else None,
                 at_once=settings.networks_at_once,
+                exact=settings.exact_sums,
             ),
             should_stop=lambda: self._signal != 0,
         )
@@ -349,6 +351,15 @@ class _Signals:
 
     def _note(self, number: int, frame: object) -> None:
         self._rank._signal = number
+
+
+def _raise_for(messages: Sequence[str | None], own: GHNError | None, doing: str) -> None:
+    """Raise this rank's own error if it has one, else name the first rank that has."""
+    if own is not None:
+        raise own
+    for rank, message in enumerate(messages):
+        if message:
+            raise TrainingError(f"{doing}: rank {rank} failed: {message}")
 
 
 def _facts_of(share: Share) -> dict[str, Any]:

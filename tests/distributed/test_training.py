@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,60 +15,11 @@ import torch
 
 from ghn import load_checkpoint
 from ghn.checkpoint import read_metadata
-from pipelines.shards.jobs import shard_deepnets, shard_images
-from pipelines.storage import LocalStore
-from pipelines.training.checkpoints import FOLDER, STATE_NAME, latest_state
+from pipelines.training.checkpoints import FOLDER, STATE_NAME
 from pipelines.training.data import MetaBatches
-from pipelines.training.state import TrainingState, read_metrics
+from pipelines.training.state import read_metrics
+from tests.distributed.jobs import command, curve, read_state, same_weights, train
 from tests.unit.test_cli import refused
-
-GHN_COMMAND = str(Path(sys.executable).with_name("ghn"))
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    shard_images("digits", str(root / "images"), seed=0, shard_samples=60, image_size=16, limit=300)
-    widths = {"image_size": 16, "channels": (8,), "fc_dims": (32,)}
-    shard_deepnets(["train"], str(root / "nets"), count=12, seed=0, shard_samples=5, max_nodes=100, **widths)
-    return root
-
-
-def command(shards: Path, run: Path, *more: str, steps: int = 6) -> list[str]:
-    settings = (
-        f"images.url={shards / 'images'}",
-        f"architectures.url={shards / 'nets'}",
-        f"training.steps={steps}",
-        *more,
-    )
-    return [GHN_COMMAND, "train", "--recipe", "smoke", "--run", str(run), *(p for s in settings for p in ("--set", s))]
-
-
-def train(shards: Path, run: Path, *more: str, arguments: tuple[str, ...] = (), steps: int = 6):
-    return subprocess.run(
-        [*command(shards, run, *more, steps=steps), *arguments], capture_output=True, text=True, timeout=240
-    )
-
-
-@pytest.fixture(scope="module")
-def undisturbed(shards: Path, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = train(shards, run)
-    assert done.returncode == 0, done.stderr
-    return run
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    a, b = (load_checkpoint(run / "model").state_dict() for run in (one, other))
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-def read_state(run: Path) -> TrainingState | None:
-    return latest_state(LocalStore(str(run)))
-
-
-def curve(run: Path) -> list[tuple[int, float, float]]:
-    return [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(run)]
 
 
 def test_a_run_leaves_a_whole_model_metrics_and_its_recipe(undisturbed: Path) -> None:
@@ -135,16 +85,6 @@ def test_a_resume_must_fit(shards: Path, undisturbed: Path, tmp_path: Path) -> N
     victim = next(path for path in (run / FOLDER).rglob("optimizer.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
     refused(train(shards, run), victim.name, "damaged", "no older checkpoint is left")
-
-
-@pytest.mark.integration
-def test_one_process_computes_the_same_as_two(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert train(shards, run, "training.processes=1").returncode == 0
-    # Before the first update only the order of sums differs; Adam's first steps then magnify that in float32.
-    (_, loss, norm), (_, other_loss, other_norm) = curve(run)[0], curve(undisturbed)[0]
-    assert loss == pytest.approx(other_loss, rel=1e-5)
-    assert norm == pytest.approx(other_norm, rel=1e-3)
 
 
 @pytest.mark.integration
