@@ -28,6 +28,7 @@ class NetworkResult:
         accuracy: top-1 with predicted parameters; a network whose logits are not finite scores 0.
         baseline: top-1 of the same network with its ordinary random initialization.
         failure: why the prediction failed, or "".
+        top5: accuracy where the right class has to be among the five best answers (the paper's measure on ImageNet).
 
     """
 
@@ -38,6 +39,7 @@ class NetworkResult:
     accuracy: float
     baseline: float
     failure: str = ""
+    top5: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +52,19 @@ class SplitSummary:
     best: float
     baseline_mean: float
     failed: int
+    top5_mean: float = 0.0
 
 
 def top1(logits_NK: Tensor, labels_N: Tensor) -> int:
     """Count correct answers; a row with any non-finite logit is wrong."""
+    return top_k(logits_NK, labels_N, 1)
+
+
+def top_k(logits_NK: Tensor, labels_N: Tensor, k: int) -> int:
+    """Count rows whose label is among the k largest logits; a row with any non-finite logit is wrong."""
     finite = torch.isfinite(logits_NK).all(dim=1)
-    return int(((logits_NK.argmax(dim=1) == labels_N) & finite).sum())
+    best = logits_NK.topk(min(k, logits_NK.shape[1]), dim=1).indices
+    return int(((best == labels_N[:, None]).any(dim=1) & finite).sum())
 
 
 @torch.no_grad()
@@ -65,7 +74,18 @@ def accuracy(
     batches: Iterable[tuple[Tensor, Tensor]],
     seed: int = 0,
 ) -> float:
-    """Return top-1 accuracy in percent of one network in evaluation mode, BatchNorm using batch statistics.
+    """Return top-1 accuracy in percent; see :func:`accuracies`."""
+    return accuracies(architecture, parameters, batches, seed)[0]
+
+
+@torch.no_grad()
+def accuracies(
+    architecture: Architecture,
+    parameters: Mapping[str, Tensor] | None,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return top-1 and top-5 accuracy in percent of one network in evaluation mode, BatchNorm using batch statistics.
 
     Args:
         architecture: the network.
@@ -78,11 +98,13 @@ def accuracy(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             parameters = dict(architecture.network().named_parameters())
-    correct = total = 0
+    correct, among_five, total = 0, 0, 0
     for images, labels in batches:
-        correct += top1(architecture.run(parameters, images, training=False), labels)
+        logits = architecture.run(parameters, images, training=False)
+        correct += top1(logits, labels)
+        among_five += top_k(logits, labels, 5)
         total += len(labels)
-    return 100.0 * correct / max(total, 1)
+    return 100.0 * correct / max(total, 1), 100.0 * among_five / max(total, 1)
 
 
 @torch.no_grad()
@@ -110,7 +132,7 @@ def evaluate_networks(
         prediction = predict(hypernet, architecture.graph)
         if not all(torch.isfinite(tensor).all() for tensor in prediction.values()):
             failure = "non-finite parameters"
-        predicted = 0.0 if failure else accuracy(architecture, prediction, batches)
+        predicted, top5 = (0.0, 0.0) if failure else accuracies(architecture, prediction, batches)
         result = NetworkResult(
             split=architecture.split,
             index=architecture.index,
@@ -119,6 +141,7 @@ def evaluate_networks(
             accuracy=predicted,
             baseline=accuracy(architecture, None, batches, seed=seed + architecture.index),
             failure=failure,
+            top5=top5,
         )
         results.append(result)
         if on_result:
@@ -139,4 +162,5 @@ def summarize(results: Sequence[NetworkResult]) -> SplitSummary:
         best=max(scores),
         baseline_mean=sum(result.baseline for result in results) / n,
         failed=sum(bool(result.failure) for result in results),
+        top5_mean=sum(result.top5 for result in results) / n,
     )

@@ -206,6 +206,7 @@ def shard_stats(url: str, window: int, lanes: int, sample: int, draw: Path | Non
 )
 @click.option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow's store for metrics (default: none).")
 @click.option("--experiment", envvar="MLFLOW_EXPERIMENT_NAME", default="ghn", show_default=True, help="Of MLflow.")
+@click.option("--artifacts", envvar="GHN_ARTIFACTS", help="Artifact root of a new experiment, e.g. s3://ghn/mlflow.")
 @click.option("--plan", is_flag=True, help="Check everything and say what the run would cost, without starting it.")
 @_example("ghn train --recipe cifar10 --set images.url=s3://ghn/cifar10 --set training.steps=1000 --run runs/cifar10")
 def train(
@@ -217,6 +218,7 @@ def train(
     on_bad_shard: str | None,
     tracking_uri: str | None,
     experiment: str,
+    artifacts: str | None,
     plan: bool,
 ) -> None:
     """Meta-train a hypernetwork; the same command again resumes after a stop or a kill."""
@@ -228,6 +230,8 @@ def train(
     resolved = load_recipe(recipe, overrides)
     if tracking_uri:
         os.environ.update(MLFLOW_TRACKING_URI=tracking_uri, MLFLOW_EXPERIMENT_NAME=experiment)
+    if artifacts:
+        os.environ["GHN_ARTIFACTS"] = artifacts
     if plan:
         from pipelines.training.plan import plan as plan_job
 

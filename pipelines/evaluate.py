@@ -53,10 +53,10 @@ def evaluate(
     hypernet, facts, version = _load(model, tracking_uri)
     settings = ImageSettings.model_validate(facts.get("recipe", {}).get("images", {}))
     batches, classes = read_image_batches(images, image_split, settings, batch=64, limit=image_limit)
-    if classes != hypernet.config.num_classes:
+    if classes > hypernet.config.num_classes:
         raise InputError(
             f"{images} has {classes} classes but the model {model} predicts for {hypernet.config.num_classes}; "
-            "evaluate it on images with as many classes"
+            "evaluate it on images with as many classes at most"
         )
     chosen = {split: read_architectures(deepnets, split)[:networks] for split in splits}
     for split, architectures in chosen.items():

@@ -53,7 +53,7 @@ def register(
 
     """
     model = run / (AVERAGE_NAME if average else MODEL_NAME)
-    if not (model / CONFIG_NAME).is_file():
+    if not ((model / CONFIG_NAME).is_file() and (run / RECIPE_NAME).is_file()):
         rows = read_metrics(run)
         at = f"stopped at step {rows[-1]['step']}" if rows else "holds no training"
         if (run / MODEL_NAME / CONFIG_NAME).is_file():

@@ -21,16 +21,20 @@ figure { margin: 1.5rem 0; overflow-x: auto; } figcaption { color: #4b5563; font
 pre { background: #f3f4f6; padding: .8rem; overflow-x: auto; font-size: 12px; }
 svg { max-width: 100%; height: auto; }
 """
+_CHANCE_FOR_TOP5 = 2.0  # percent: with fewer than 50 classes, five answers say little
 _DRAWN_SPLITS = ("test", "predefined")
 
 
 def table(content: Mapping[str, Any]) -> str:
     """Return the results as text: one row per split, accuracies in percent."""
-    lines = [f"{'split':<11}{'networks':>9}{'mean ± stderr':>16}{'best':>8}{'random init':>13}{'failed':>8}"]
+    top5 = content["chance"] <= _CHANCE_FOR_TOP5
+    head = f"{'split':<11}{'networks':>9}{'mean ± stderr':>16}{'best':>8}{'random init':>13}{'failed':>8}"
+    lines = [head + (f"{'top-5':>8}" if top5 else "")]
     for split, row in content["splits"].items():
         mean = f"{row['mean']:.1f} ± {row['stderr']:.1f}"
         lines.append(
             f"{split:<11}{row['networks']:>9}{mean:>16}{row['best']:>8.1f}{row['baseline_mean']:>13.1f}{row['failed']:>8}"
+            + (f"{row['top5_mean']:>8.1f}" if top5 else "")
         )
     images = content["images"]
     lines.append(

@@ -55,3 +55,26 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         for name, value in client.items():
             monkeypatch.setenv(name, value)
         yield f"s3://{embedded_s3.BUCKET}/test"
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small shard sets to train on: ``images`` and ``nets``."""
+    from pipelines.shards.jobs import shard_deepnets, shard_images
+
+    root = tmp_path_factory.mktemp("shards")
+    shard_images("digits", str(root / "images"), seed=0, shard_samples=60, image_size=16, limit=300)
+    widths = {"image_size": 16, "channels": (8,), "fc_dims": (32,)}
+    shard_deepnets(["train"], str(root / "nets"), count=12, seed=0, shard_samples=5, max_nodes=100, **widths)
+    return root
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps on them that nothing disturbed."""
+    from tests.distributed.jobs import train
+
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = train(shards, run)
+    assert done.returncode == 0, done.stderr
+    return run

@@ -20,6 +20,7 @@ from ghn.errors import InputError
 from ghn.genotype import ArchitectureSpec
 from ghn.space import redraw_widths
 from pipelines.image_batch import Decoded, decode, decode_augmented, to_batch
+from pipelines.progress import emit
 from pipelines.settings import ArchitectureSettings, ImageSettings, Recipe
 from pipelines.shards.reader import Kind, ReaderState, ShardReader, open_reader
 
@@ -70,7 +71,9 @@ class MetaBatches:
         """Compare the shard sets with the recipe before anything starts."""
         model, manifest = self.recipe.model, self.images.manifest
         classes = len(manifest.classes or ())
-        if classes != model.num_classes:
+        if classes < model.num_classes:
+            emit("fewer_classes", images=classes, networks=model.num_classes)
+        if classes > model.num_classes:
             raise InputError(
                 f"{self.images.store.root} has {classes} classes but the recipe says model.num_classes="
                 f"{model.num_classes}; set model.num_classes={classes} (and shard architectures with as many)"

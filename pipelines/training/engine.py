@@ -48,7 +48,7 @@ def init_distributed(timeout_s: float) -> tuple[torch.device, Store]:
         torch.cuda.set_device(local_rank)
     else:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile for minutes; gloo does without
-    store, rank, world_size = next(rendezvous("env://"))
+    store, rank, world_size = next(rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_s)))
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         store=PrefixStore("default", store),

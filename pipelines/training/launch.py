@@ -49,16 +49,15 @@ def train(recipe: Recipe, run: Path, *, store: str | None = None, stop_after: in
         raise InputError(f"stop-after={stop_after}: give at least 1")
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     first = not launched or os.environ["RANK"] == "0"
+    MetaBatches(recipe)  # on every host: what is wrong with the shards must not leave the others waiting
     with locked(run) if first else contextlib.nullcontext():
-        if first and _is_finished(recipe, run, store):
+        if not launched and _is_finished(recipe, run, store):
             return
         if first:
-            MetaBatches(recipe)
             LocalStore(str(run)).write(RECIPE_NAME, recipe.to_toml().encode())
         if launched:
             from pipelines.training.worker import run_rank
 
-            run.mkdir(parents=True, exist_ok=True)
             run_rank(recipe, run, store=store, stop_after=stop_after)
         else:
             _run_ranks(recipe, run, store, stop_after)
@@ -76,7 +75,7 @@ def _is_finished(recipe: Recipe, run: Path, store: str | None) -> bool:
     finished = state.step >= recipe.training.steps and (run / MODEL_NAME).exists()
     if finished:
         emit("finished", step=state.step)
-    return finished and "RANK" not in os.environ  # ranks on other hosts do not know; they find nothing to do, together
+    return finished
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from pipelines.storage import LocalStore
 
 TRACKING_NAME = "mlflow.json"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+ARTIFACTS_VARIABLE = "GHN_ARTIFACTS"
 DEFAULT_EXPERIMENT = "ghn"
 _FLUSH_S = 5.0
 _LAST_FLUSH_S = 30.0
@@ -78,7 +79,8 @@ class Tracker:
         if self.run_id is None:
             name = os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT)
             experiment = client.get_experiment_by_name(name)
-            number = experiment.experiment_id if experiment else client.create_experiment(name)
+            artifacts = os.environ.get(ARTIFACTS_VARIABLE)
+            number = experiment.experiment_id if experiment else client.create_experiment(name, artifacts)
             tags = {"ghn.recipe": self._recipe.name, "ghn.recipe_digest": self._recipe.digest()}
             made = client.create_run(number, run_name=f"{self._recipe.name}-{self._run.name}", tags=tags)
             self.run_id = made.info.run_id

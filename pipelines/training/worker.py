@@ -73,6 +73,7 @@ class _Rank:
         self.hypernet = GHN(recipe.model.config()).to(device, _DTYPES[settings.precision])
         self.average: list[torch.Tensor] | None = None
         state = self._resume()
+        run.mkdir(parents=True, exist_ok=True)
         self.metrics = MetricsLog(run, store)
         self.writer = BackgroundWriter(settings.max_failed_checkpoints)
         self._reported = 0

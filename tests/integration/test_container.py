@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.jobs import curve, same_weights
+
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -60,3 +62,25 @@ def test_arguments_are_those_of_train(docker: list[str]) -> None:
 
 def test_it_does_not_run_as_root(docker: list[str]) -> None:
     assert run(*docker, "run", "--rm", "--entrypoint", "id", TAG, "-u").stdout.strip() == "1000"
+
+
+def test_two_containers_train_as_one_host_does(
+    docker: list[str], shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(shards, work / "shards")
+    for path in (work, *work.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    settings = ("images.url=/work/shards/images", "architectures.url=/work/shards/nets", "training.steps=6")
+    done = subprocess.run(
+        [
+            *(str(REPOSITORY / "infra" / "hosts" / "two-containers"), "--image", TAG, "--mount", str(work), "--"),
+            *("--recipe", "smoke", "--run", "/work/run", *(part for s in settings for part in ("--set", s))),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DOCKER": " ".join(docker), "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert curve(work / "run") == curve(undisturbed) and same_weights(work / "run", undisturbed)

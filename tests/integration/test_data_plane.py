@@ -18,7 +18,7 @@ from pipelines.shards.reader import open_reader
 from pipelines.storage import LocalStore, open_store
 from pipelines.training.state import read_metrics
 from tests import s3_servers
-from tests.distributed.test_training import train
+from tests.distributed.jobs import train
 from tests.faulty_proxy import Proxy, proxy
 from tests.images import make_folder
 from tests.shard_sets import content, keys

@@ -22,7 +22,7 @@ from ghn import Architecture, load_checkpoint, predict, sample_architectures
 from pipelines.evaluate import evaluate
 from pipelines.register import register
 from pipelines.shards.jobs import shard_deepnets, shard_images
-from tests.distributed.test_training import train
+from tests.distributed.jobs import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
