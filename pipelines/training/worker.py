@@ -6,10 +6,8 @@ Nothing but the number of ranks decides who computes what, so a run can go on wi
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import resource
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +23,7 @@ from ghn.cost import CostModel
 from ghn.errors import GHNError, TrainingError, TrainingStoppedError
 from ghn.meta_step import StopRequestedError
 from pipelines.process import die_with_parent, tune_process
-from pipelines.progress import Progress, emit
+from pipelines.progress import emit
 from pipelines.settings import Recipe, load_recipe
 from pipelines.storage import Store, open_store
 from pipelines.training.checkpoints import BackgroundWriter, Retention, read_checkpoint, write_checkpoint
@@ -34,11 +32,11 @@ from pipelines.training.dealing import deal, memory_limit
 from pipelines.training.engine import Engine, init_distributed, learning_rate
 from pipelines.training.models import export_model, finish_run
 from pipelines.training.ranks import Ranks
+from pipelines.training.session import Shown, Signals
 from pipelines.training.share import Network, Share, ShareSettings, compute_share
 from pipelines.training.state import RECIPE_NAME, MetricsLog, TrainingState, check_resumable
 from pipelines.training.tracking import Tracker
 
-_WINDOW = 0.9  # of the running means that the progress bar shows
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
 
 
@@ -52,7 +50,7 @@ def run_rank(recipe: Recipe, run: Path, *, store: str | None, stop_after: int | 
     """
     device, meeting = init_distributed(recipe.training.timeout_s)
     rank = _Rank(recipe, run, open_store(store or str(run)), device, Ranks(meeting, recipe.training.timeout_s))
-    with rank.tracker, rank.stopping_on_signals():
+    with rank.tracker, rank.signals:
         rank.train(stop_after)
     dist.destroy_process_group()
 
@@ -65,7 +63,7 @@ class _Rank:
         self.settings = settings = recipe.training
         self.ranks, self.rank = ranks, ranks.rank
         self.step, self.skipped, self.session = 0, 0, 1
-        self._signal = 0
+        self.signals = Signals()
         self.batches = MetaBatches(recipe)
         self.cost_model = CostModel.read(settings.cost_model)
         self.memory_limit = memory_limit(settings.network_memory_gib, device)
@@ -112,7 +110,7 @@ class _Rank:
         """Do the steps that are left."""
         settings = self.settings
         last = min(settings.steps, stop_after or settings.steps)
-        shown = _Shown(self.rank, settings.steps, self.step)
+        shown = Shown(self.rank, settings.steps, self.step)
         with shown:
             while self.step < last:
                 started = time.monotonic()
@@ -121,7 +119,7 @@ class _Rank:
                     self._checkpoint()
                     self.writer.close()
                     raise TrainingStoppedError(
-                        f"stopped by signal {self._signal or 'of another rank'} after step {self.step}; "
+                        f"stopped by signal {self.signals.noted or 'of another rank'} after step {self.step}; "
                         "run the same command again to go on"
                     )
                 self.step += 1
@@ -153,7 +151,7 @@ class _Rank:
         except GHNError as problem:
             error = problem
         vote = {
-            "stop": self._signal,
+            "stop": self.signals.noted,
             "error": str(error) if error else None,
             "busy_s": time.monotonic() - started,
             "waited_s": waited,
@@ -218,7 +216,7 @@ class _Rank:
                 at_once=settings.networks_at_once,
                 exact=settings.exact_sums,
             ),
-            should_stop=lambda: self._signal != 0,
+            should_stop=lambda: self.signals.noted != 0,
         )
         for network, needed in refused:
             share.skip(
@@ -262,7 +260,7 @@ class _Rank:
         }
         return row | ({"skipped_networks": skipped} if skipped else {})
 
-    def _log(self, row: dict[str, Any], shown: _Shown) -> None:
+    def _log(self, row: dict[str, Any], shown: Shown) -> None:
         """Append one row of metrics; rank 0 alone writes."""
         if self.rank != 0:
             return
@@ -330,29 +328,6 @@ class _Rank:
             "recipe": self.recipe.model_dump(),
         }
 
-    def stopping_on_signals(self) -> _Signals:
-        """Note SIGTERM and SIGINT instead of dying of them: training then ends with a checkpoint."""
-        return _Signals(self)
-
-
-class _Signals:
-    """While it is entered, signals to stop are noted with a rank."""
-
-    def __init__(self, rank: _Rank) -> None:
-        self._rank = rank
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        self._rank._signal = number
-
 
 def _raise_for(messages: Sequence[str | None], own: GHNError | None, doing: str) -> None:
     """Raise this rank's own error if it has one, else name the first rank that has."""
@@ -377,32 +352,6 @@ def _peak_megabytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
-class _Shown:
-    """Progress with running means on rank 0, silence on the others."""
-
-    def __init__(self, rank: int, total: int, initial: int) -> None:
-        self._progress = Progress("train", total, initial=initial) if rank == 0 else None
-        self._loss = self._accuracy = float("nan")
-
-    def __enter__(self) -> _Shown:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._progress is not None:
-            self._progress.__exit__(*error)
-
-    def update(self, row: dict[str, Any]) -> None:
-        if self._progress is None:
-            return
-        if not math.isnan(row["loss"]):
-            first = math.isnan(self._loss)
-            self._loss = row["loss"] if first else _WINDOW * self._loss + (1 - _WINDOW) * row["loss"]
-            self._accuracy = row["accuracy"] if first else _WINDOW * self._accuracy + (1 - _WINDOW) * row["accuracy"]
-        self._progress.update(
-            loss=round(self._loss, 3), acc=f"{100 * self._accuracy:.1f}%", archs_per_s=row["architectures_per_s"]
-        )
 
 
 def main() -> int:
