@@ -169,7 +169,7 @@ def _gradients(hypernet: nn.Module, outcome: MetaStep, exact: bool) -> list[Tens
 
 def to_whole(gradient: Tensor) -> Tensor:
     """Return a gradient as whole multiples (int64) of 2**-44, or 6e-14: their sums are exact in any order."""
-    return (gradient.double() * _UNITS).round().long()
+    return (gradient * _UNITS).long()  # the factor is a power of two, so the product is exact in any precision
 
 
 def from_whole(gradient: Tensor, dtype: torch.dtype) -> Tensor:

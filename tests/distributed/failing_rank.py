@@ -35,6 +35,8 @@ def install() -> None:
         now["step"] = step + 1
         if now["step"] == STEP and KIND == "data":
             raise DataError("shard images-train-000000.tar is damaged")
+        if KIND == "limit":
+            limit_memory(resource.RLIM_INFINITY)  # of the step before
         if now["step"] == STEP and KIND == "limit":
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             limit_memory(pages * resource.getpagesize() + (24 << 20))
