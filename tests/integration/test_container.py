@@ -71,11 +71,11 @@ def test_two_containers_train_as_one_host_does(
     shutil.copytree(shards, work / "shards")
     for path in (work, *work.rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o666)
-    settings = ("images.url=/work/shards/images", "architectures.url=/work/shards/nets", "training.steps=6")
+    settings = ("images.url=/mnt/ghn/shards/images", "architectures.url=/mnt/ghn/shards/nets", "training.steps=6")
     done = subprocess.run(
         [
             *(str(REPOSITORY / "infra" / "hosts" / "two-containers"), "--image", TAG, "--mount", str(work), "--"),
-            *("--recipe", "smoke", "--run", "/work/run", *(part for s in settings for part in ("--set", s))),
+            *("--recipe", "smoke", "--run", "/mnt/ghn/run", *(part for s in settings for part in ("--set", s))),
         ],
         capture_output=True,
         text=True,
