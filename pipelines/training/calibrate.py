@@ -41,7 +41,7 @@ def calibrate(out: Path, *, networks: int, images: int, image_size: int, seed: i
         seed: of the networks.
 
     Returns:
-        The relative errors that half of them would have been met with: median, and of the total over 8 networks.
+        Relative errors, in percent, for the half that was not fitted: see :func:`relative_errors`.
 
     """
     if networks < MIN_NETWORKS:

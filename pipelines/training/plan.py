@@ -17,7 +17,7 @@ from pipelines.training.checkpoints import read_checkpoint
 from pipelines.training.data import MetaBatches
 from pipelines.training.dealing import deal, memory_limit
 from pipelines.training.state import check_resumable
-from pipelines.training.tracking import check_tracking
+from pipelines.training.tracking import DEFAULT_EXPERIMENT, EXPERIMENT_VARIABLE, check_tracking
 
 _SAMPLED = 400
 
@@ -41,7 +41,8 @@ def plan(recipe: Recipe, run: Path, *, store: str | None = None) -> str:
     lines.append(f"checkpoints    {_check_store(recipe, run, store)}")
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         check_tracking(uri)
-        lines.append(f"metrics        {uri}, reachable; experiment {os.environ.get('MLFLOW_EXPERIMENT_NAME', 'ghn')!r}")
+        experiment = os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT)
+        lines.append(f"metrics        {uri}, reachable; experiment {experiment!r}")
 
     model = CostModel.read(settings.cost_model)
     ranks = int(os.environ.get("WORLD_SIZE", settings.processes))

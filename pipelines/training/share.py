@@ -36,7 +36,7 @@ class Share:
         gradients: one tensor for each of the hypernetwork's parameters; whole numbers if the sum is to be exact, see
             :func:`from_whole`.
         losses, accuracies: by position in the meta-batch, of the networks that counted.
-        skipped: (position, name, index, seed and reason of each network that did not count).
+        skipped: name, index, seed and reason of each network that did not count.
         network_seconds: time in the networks' own forward and backward passes.
 
     """

@@ -1,6 +1,6 @@
 """One rank of meta-training: data, this rank's share, agreement, update, checkpoint; until the recipe's steps are done.
 
-Nothing but the number of ranks decides who computes what, so a run can go on with another number of them.
+The number of ranks decides who computes what, never what is computed, so a run can go on with another number of them.
 """
 
 from __future__ import annotations
