@@ -11,7 +11,7 @@ import datetime
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -86,6 +86,7 @@ class Engine:
 
     def __init__(self, hypernet: nn.Module, settings: TrainingSettings) -> None:
         self.hypernet = hypernet
+        _lay_in_a_row(hypernet.parameters())
         optimizer = _OPTIMIZERS[settings.optimizer](
             hypernet.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
@@ -212,6 +213,17 @@ class Engine:
         ends = itertools.accumulate(p.numel() for p in parameters)
         for name, p, end in zip(names, parameters, ends, strict=True):
             yield name, values[end - p.numel() : end].view(p.shape)
+
+
+def _lay_in_a_row(parameters: Iterable[Tensor]) -> None:
+    """Put the weights into one piece of memory, as ZeRO 1 and 2 do.
+
+    Matrix products round differently where tensors start at other addresses, so without this stage 0 has other bits.
+    """
+    parameters = list(parameters)
+    row = torch.cat([p.detach().flatten() for p in parameters])
+    for p, part in zip(parameters, row.split([p.numel() for p in parameters]), strict=True):
+        p.data = part.view(p.shape)
 
 
 def _all_of(part: Tensor) -> Tensor:
