@@ -11,6 +11,7 @@ from pipelines.process import tune_process
 tune_process()
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -90,24 +91,22 @@ def read(report: Report, row: str, root: str, *, at_least: float | None) -> None
 def write(
     report: Report, row: str, source: Path, out: str, shard_samples: int, *, at_least: float | None, check: Any
 ) -> None:
-    number = 0
+    jobs, copies = itertools.count(), itertools.count()  # neither writes over what is there: that is faster
 
     def job() -> dict[str, Manifest]:
-        nonlocal number
-        number += 1
-        root = f"{out}-{number - 1}"
+        root = f"{out}-{next(jobs)}"
         return shard_images(str(source), root, seed=0, shard_samples=shard_samples, check=check, val_fraction=0)
 
     manifests = job()
     stores = {split: open_store(f"{out}-0/{split}") for split in manifests}
     contents = [
-        (f"raw-{split}-{entry.name}", stores[split].read(entry.name))
+        (f"{split}-{entry.name}", stores[split].read(entry.name))
         for split, manifest in manifests.items()
         for entry in manifest.shards
     ]
-    store = open_store(out)
 
     def raw() -> None:
+        store = open_store(f"{out}-raw-{next(copies)}")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             deque(pool.map(lambda item: store.write(*item), contents), maxlen=0)
 
