@@ -19,9 +19,7 @@ from pathlib import Path
 from benchmarks.measure import THREADS, Report, show
 
 RESULTS = Path(__file__).with_name("results") / "latest.json"
-PARTS = ("hypernetwork", "any_network", "architectures", "images", "shards", "training")
-_ASKED_FOR = ("balance",)
-"""Run only if named."""
+PARTS = ("hypernetwork", "any_network", "architectures", "images", "shards", "training", "balance")
 _VERSIONS = ("torch", "numpy", "numba", "pillow", "torchvision", "deepspeed", "webdataset")
 
 
@@ -39,9 +37,7 @@ def machine() -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "part", nargs="*", choices=[[], *PARTS, *_ASKED_FOR], help="only these (nothing is written then)"
-    )
+    parser.add_argument("part", nargs="*", choices=[[], *PARTS], help="only these (nothing is written then)")
     parts = parser.parse_args().part or PARTS
     report, started = Report(), time.monotonic()
     for part in parts:

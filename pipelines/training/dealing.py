@@ -12,6 +12,11 @@ import torch
 _SHARE_OF_MEMORY = 0.8
 
 
+def by_cost(costs: Sequence[float]) -> list[int]:
+    """Return positions, the most expensive first; the first one first among equals."""
+    return sorted(range(len(costs)), key=lambda i: (-costs[i], i))
+
+
 def deal(costs: Sequence[float], ranks: int) -> list[list[int]]:
     """Deal networks over ranks so that they finish together: the most expensive first, each to the least loaded rank.
 
@@ -27,7 +32,7 @@ def deal(costs: Sequence[float], ranks: int) -> list[list[int]]:
     """
     hands: list[list[int]] = [[] for _ in range(ranks)]
     loads = [(0.0, rank) for rank in range(ranks)]
-    for position in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+    for position in by_cost(costs):
         load, rank = heapq.heappop(loads)
         hands[rank].append(position)
         heapq.heappush(loads, (load + costs[position], rank))

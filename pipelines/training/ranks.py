@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from ghn.meta_step import describe
 _T = TypeVar("_T")
 _SLACK_S = 120.0  # the process groups' own time-out comes later: its messages name nobody
 _LONGEST_BEAT_S = 5.0
+_ALL = 1 << 40
 
 
 class Ranks:
@@ -39,6 +40,7 @@ class Ranks:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s + _SLACK_S))
         self._watch = _Watch(store, self.rank, self.count, timeout_s) if self.count > 1 else None
+        self._store, self._turns = store.clone() if self.count > 1 else None, ""
 
     def gather(self, item: _T, doing: str) -> list[_T]:
         """Return every rank's item; ``doing`` says in a message what all were about to do.
@@ -64,11 +66,26 @@ class Ranks:
         value: _T = items[0]
         return value
 
+    def turns(self, doing: str) -> Turns:
+        """Return numbers from 0 to be taken by all ranks together: a rank's own number first, then who asks first gets the next.
+
+        Args:
+            doing: what for; unlike all before. All ranks must be done with the turns before these.
+
+        """
+        if self._store is not None and self._turns and self.rank == 0:
+            self._store.delete_key(self._turns)
+        self._turns = f"ghn/turns/{doing}"
+        return Turns(self._store, self._turns, (self.rank, self.count), lambda: self.watched(doing, joint=False))
+
     @contextlib.contextmanager
-    def watched(self, doing: str) -> Iterator[None]:
-        """Watch over a joint operation. One that fails raises; one that takes too long ends this process with a message."""
+    def watched(self, doing: str, *, joint: bool = True) -> Iterator[None]:
+        """Watch over a joint operation. One that fails raises; one that takes too long ends this process with a message.
+
+        An operation that is not ``joint`` is a question to the store, which rank 0 holds; each rank asks as often as it likes.
+        """
         if self._watch is not None:
-            self._watch.enter(doing)
+            self._watch.enter(doing, joint)
         try:
             yield
         except GHNError:
@@ -81,6 +98,40 @@ class Ranks:
         finally:
             if self._watch is not None:
                 self._watch.leave()
+
+
+class Turns:
+    """Numbers that all ranks take together, each number by one of them; see :meth:`Ranks.turns`."""
+
+    def __init__(
+        self,
+        store: Any,
+        key: str,
+        ranks: tuple[int, int],
+        watched: Callable[[], contextlib.AbstractContextManager[None]],
+    ) -> None:
+        self._store, self._key, self._watched = store, key, watched
+        self._rank, self._ranks = ranks
+        self._taken = 0  # behind everyone's first, where one rank is alone
+
+    def up_to(self, count: int) -> Iterator[int]:
+        """Yield this rank's numbers, less than ``count``."""
+        turn = self._rank
+        while turn < count:
+            yield turn
+            turn = self._ranks + self._take(1)
+
+    def end(self) -> None:
+        """Leave none to the other ranks but the first of each."""
+        self._take(_ALL)
+
+    def _take(self, how_many: int) -> int:
+        if self._store is None:
+            self._taken += how_many
+            return self._taken - how_many
+        with self._watched():
+            after: int = self._store.add(self._key, how_many)
+        return after - how_many
 
 
 _AGAIN = "Run the same command again to resume"
@@ -97,9 +148,9 @@ class _Watch:
 
     _since: float | None
 
-    def enter(self, doing: str) -> None:
+    def enter(self, doing: str, joint: bool) -> None:
         self._doing = doing
-        self._entered += 1
+        self._entered += joint
         self._since = time.monotonic()
 
     def leave(self) -> None:

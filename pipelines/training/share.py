@@ -1,11 +1,12 @@
-"""A rank's share of a global step: the meta-gradient of the networks that were dealt to it. No collective operation in here.
+"""A rank's share of a global step: the meta-gradient of the networks that fall to it. No collective operation in here.
 
 A network that can not take part (out of memory, not finite, any other error) is left out and named; the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -82,7 +83,7 @@ class ShareSettings:
 
 def compute_share(
     hypernet: nn.Module,
-    networks: Sequence[Network],
+    networks: Iterable[Network],
     settings: ShareSettings,
     *,
     predictor: Predictor | None = None,
@@ -92,7 +93,8 @@ def compute_share(
 
     Args:
         hypernet: whose parameters get the gradient.
-        networks: any number; with none, the gradient is zero.
+        networks: any number; with none, the gradient is zero. If sums are exact, the next one is asked for when the one
+            before it is done.
         settings: see there.
         predictor: what predicts; the hypernetwork itself by default.
         should_stop: asked before each network.
@@ -103,9 +105,9 @@ def compute_share(
     """
     dtype = torch.int64 if settings.exact else None
     share = Share(gradients=[torch.zeros_like(p, dtype=dtype) for p in hypernet.parameters()])
-    at_once = 1 if settings.exact else settings.at_once or max(1, len(networks))
-    for start in range(0, len(networks), at_once):
-        _add(share, hypernet, predictor or hypernet, networks[start : start + at_once], settings, should_stop)
+    rest = iter(networks)
+    while together := list(itertools.islice(rest, 1 if settings.exact else settings.at_once)):
+        _add(share, hypernet, predictor or hypernet, together, settings, should_stop)
     return share
 
 

@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,10 +28,10 @@ from pipelines.settings import Recipe, load_recipe
 from pipelines.storage import Store, open_store
 from pipelines.training.checkpoints import BackgroundWriter, Retention, read_checkpoint, write_checkpoint
 from pipelines.training.data import MetaBatch, MetaBatches
-from pipelines.training.dealing import deal, memory_limit
+from pipelines.training.dealing import by_cost, deal, memory_limit
 from pipelines.training.engine import Engine, init_distributed, learning_rate
 from pipelines.training.models import export_model, finish_run
-from pipelines.training.ranks import Ranks
+from pipelines.training.ranks import Ranks, Turns
 from pipelines.training.session import Shown, Signals
 from pipelines.training.share import Network, Share, ShareSettings, compute_share
 from pipelines.training.state import RECIPE_NAME, MetricsLog, TrainingState, check_resumable
@@ -142,12 +142,13 @@ class _Rank:
         """Do one global step; return its metrics, or ``None`` (and be where we were before) if it is time to stop."""
         settings, before = self.settings, self.batches.state()
         doing = f"step {self.step + 1}"
-        batch, hands = self._dealt(doing)
+        batch, costs = self._estimated(doing)
+        turns = self.ranks.turns(doing)
         share, error, waited = None, None, time.monotonic() - started
         try:
-            share = self._share(batch, hands[self.rank])
+            share = self._share(batch, self._positions(costs, turns))
         except StopRequestedError:
-            pass
+            turns.end()
         except GHNError as problem:
             error = problem
         vote = {
@@ -170,8 +171,18 @@ class _Rank:
             self._update_average()
         return self._row(votes, rate, norm, time.monotonic() - started)
 
-    def _dealt(self, doing: str) -> tuple[MetaBatch, list[list[int]]]:
-        """Read a meta-batch and deal it over ranks by estimated cost; each rank estimates a part: a look costs time, too."""
+    def _positions(self, costs: list[float], turns: Turns) -> Iterable[int]:
+        """Return which networks this rank computes: the most expensive one that is left, as soon as it has time for another.
+
+        Only exact sums are the same whoever computes what; without them networks are dealt beforehand.
+        """
+        if not self.settings.exact_sums:
+            return deal(costs, self.ranks.count)[self.rank]
+        order = by_cost(costs)
+        return (order[turn] for turn in turns.up_to(len(order)))
+
+    def _estimated(self, doing: str) -> tuple[MetaBatch, list[float]]:
+        """Read a meta-batch and estimate costs of its networks; each rank estimates a part: a look costs time, too."""
         images, size = self.recipe.images.batch, self.settings.meta_batch
         batch, error, mine = None, None, list[float]()
         try:
@@ -185,9 +196,9 @@ class _Rank:
         costs = [0.0] * size
         for rank, (_, part) in enumerate(parts):
             costs[rank :: self.ranks.count] = part
-        return cast(MetaBatch, batch), deal(costs, self.ranks.count)
+        return cast(MetaBatch, batch), costs
 
-    def _share(self, batch: MetaBatch, hand: Sequence[int]) -> Share:
+    def _share(self, batch: MetaBatch, positions: Iterable[int]) -> Share:
         """Compute the gradient of this rank's networks, without those that are too large for its memory."""
         settings = self.settings
         first_seed = (settings.seed * 1_000_003 + self.step) * len(batch)  # the same whoever runs a network
@@ -197,17 +208,20 @@ class _Rank:
             pixels, labels = batch.images_of(position)
             return pixels.to(self.device, dtype), labels.to(self.device)
 
-        networks, refused = [], []
-        for i in hand:
-            network = Network(i, batch.architecture(i), lambda i=i: images(i), first_seed + i)  # type: ignore[misc]
-            needed = self.cost_model.estimate(batch.spec(i), self.recipe.images.batch).saved_bytes
-            if needed > self.memory_limit:
-                refused.append((network, needed))
-            else:
-                networks.append(network)
+        refused = []
+
+        def networks() -> Iterator[Network]:
+            for i in positions:
+                network = Network(i, batch.architecture(i), lambda i=i: images(i), first_seed + i)  # type: ignore[misc]
+                needed = self.cost_model.estimate(batch.spec(i), self.recipe.images.batch).saved_bytes
+                if needed > self.memory_limit:
+                    refused.append((network, needed))
+                else:
+                    yield network
+
         share = compute_share(
             self.hypernet,
-            networks,
+            networks(),
             ShareSettings(
                 weight=1 / len(batch),
                 label_smoothing=settings.label_smoothing,
