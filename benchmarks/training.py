@@ -63,7 +63,7 @@ def measure_networks(report: Report) -> None:
     """Forward and backward of the 8 networks: as modules in a process as torch sets it up, and as training runs them."""
     ways: dict[str, list[float]] = {"plain": [], "fast": [], "plain-one-thread": []}
     losses: dict[str, list[float]] = {}
-    for turn in range(3):
+    for turn in range(5):
         for way, times in ways.items():
             if (
                 turn and way == "plain-one-thread"

@@ -110,6 +110,10 @@ class _Run:
         weight, bias = self.parameters[f"{name}.weight"], self.parameters[f"{name}.bias"]
         return F.batch_norm(x_NCHW, None, None, weight, bias, training=True)
 
+    def normed_relu(self, name: str, x_NCHW: Tensor) -> Tensor:
+        """The normalized values are nobody else's, so they are rectified where they are."""
+        return F.relu_(self.norm(name, x_NCHW)) if self.norm_on else F.relu(x_NCHW)
+
     def linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"))
 
@@ -126,7 +130,7 @@ class _Run:
             return state, state
         if self.net.stem == "double":
             stride = 2 if spec.large_images else 1
-            x = F.relu(self.norm("stem0.1", self.conv("stem0.0", images_NCHW, stride)))
+            x = self.normed_relu("stem0.1", self.conv("stem0.0", images_NCHW, stride))
             first = _State(self.norm("stem0.4", self.conv("stem0.3", x, stride)))
             if not self.net.stem_second_live:
                 return first, None
@@ -161,14 +165,17 @@ class _Run:
         return _State(state.x[:, :, ::2, ::2]) if kind == "slice" else state
 
     def factorized_reduce(self, name: str, state: _State) -> Tensor:
+        """Every other pixel through one 1x1 convolution, those one further down and right through another.
+
+        Done as one convolution with 2x2 kernels that are zero but for one corner: less is copied, above all for the gradient.
+        """
         x_NCHW = state.rectified
         height, width = x_NCHW.shape[2:]
-        shifted = F.pad(x_NCHW, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x_NCHW
-        halves = [
-            self.conv(f"{name}.conv_1", x_NCHW[:, :, ::2, ::2]),
-            self.conv(f"{name}.conv_2", shifted[:, :, 1::2, 1::2]),
-        ]
-        return self.norm(f"{name}.bn", torch.cat(halves, dim=1))
+        if height % 2 or width % 2:
+            x_NCHW = F.pad(x_NCHW, (0, width % 2, 0, height % 2))
+        first, second = (self.parameters[f"{name}.conv_{i}.weight"] for i in (1, 2))
+        weight = torch.cat([F.pad(first, (0, 1, 0, 1)), F.pad(second, (1, 0, 1, 0))])
+        return self.norm(f"{name}.bn", F.conv2d(x_NCHW, weight, stride=2))
 
     def op(self, name: str, op: OpLayout, state: _State) -> _State:
         stride = op.stride
@@ -196,7 +203,7 @@ class _Run:
             x = self.dilated(f"{name}.op.1", state.rectified, stride)
             return self.norm(f"{name}.op.3", self.conv(f"{name}.op.2", x))
         x = self.conv(f"{name}.op.2", self.conv(f"{name}.op.1", state.rectified, stride))
-        x = self.conv(f"{name}.op.5", F.relu(self.norm(f"{name}.op.3", x)))
+        x = self.conv(f"{name}.op.5", self.normed_relu(f"{name}.op.3", x))
         return self.norm(f"{name}.op.7", self.conv(f"{name}.op.6", x))
 
     def msa(self, name: str, x_NCHW: Tensor) -> Tensor:
