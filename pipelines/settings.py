@@ -165,7 +165,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     """
     path = Path(name)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not path.is_file():  # a folder of that name is none
         path = RECIPES / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))

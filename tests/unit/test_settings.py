@@ -20,6 +20,12 @@ def test_every_recipe_is_whole_and_survives_its_own_toml(name: str, tmp_path: Pa
     assert tomllib.loads(recipe.to_toml())["name"] == name
 
 
+def test_a_folder_of_a_recipes_name_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cifar10").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("cifar10").name == "cifar10"
+
+
 def test_overrides_have_toml_types() -> None:
     recipe = load_recipe("smoke", ["training.steps=7", "training.lr=1e-2", "images.url=s3://b/p", "model.ve=false"])
     assert (recipe.training.steps, recipe.training.lr) == (7, 0.01)
