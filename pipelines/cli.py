@@ -296,6 +296,37 @@ def evaluate(model: str, splits: tuple[str, ...], **options: Any) -> None:
 
 
 @cli.command()
+@click.option("--name", required=True, help="Registered model.")
+@click.option("--evaluation", type=PATH, help="Of the candidate. Default: what `ghn evaluate` stored with it.")
+@click.option("--champion-evaluation", type=PATH, help="The same for the champion.")
+@click.option("--dry-run", is_flag=True, help="Decide, but change nothing.")
+@_TRACKING
+@_example("ghn promote --name ghn2-cifar10 --dry-run")
+def promote(name: str, **options: Any) -> None:
+    """Make the candidate champion if it is better on val, and worse on no other split, beyond noise."""
+    from pipelines.promote import promote as promote_job
+
+    result = promote_job(name, **options)
+    done = "would be promoted" if options["dry_run"] else "is champion now"
+    click.echo(f"{name} version {result['version']} {done if result['promoted'] else 'is not promoted'}")
+    for reason in result["reasons"]:
+        click.echo(f"  {reason}")
+
+
+@cli.command()
+@click.option("--name", required=True, help="Registered model.")
+@click.option("--reason", required=True, help="Written to the description of the version that is left.")
+@_TRACKING
+@_example('ghn rollback --name ghn2-cifar10 --reason "wrong answers on wide networks"')
+def rollback(name: str, **options: Any) -> None:
+    """Make the champion before the present one champion again."""
+    from pipelines.promote import rollback as rollback_job
+
+    result = rollback_job(name, **options)
+    click.echo(f"{name} version {result['version']} is champion again, instead of {result['left']}")
+
+
+@cli.command()
 @click.option("--evaluation", type=PATH, required=True, help="JSON file of `ghn evaluate`.")
 @click.option("--run", type=PATH, required=True, help="Folder of the `ghn train` behind it (for the curve).")
 @click.option("--out", type=PATH, required=True, help="Folder for report.json and report.html.")

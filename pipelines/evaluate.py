@@ -15,10 +15,12 @@ from ghn.errors import InputError, StorageError
 from ghn.evaluation import BATCHNORM_POLICY, NetworkResult, evaluate_networks, summarize
 from pipelines.progress import Progress, emit
 from pipelines.settings import ImageSettings
-from pipelines.storage import LocalStore
+from pipelines.shards.manifest import read_manifest
+from pipelines.storage import LocalStore, open_store
 from pipelines.training.data import read_architectures, read_image_batches
 
 SCHEMA_VERSION = 1
+EVALUATION_ARTIFACT = "evaluation.json"
 DEFAULT_SPLITS = ("val", "test", "wide", "deep", "dense", "bnfree", "predefined")
 
 
@@ -43,7 +45,7 @@ def evaluate(
         deepnets: root of the architecture shard sets.
         splits: which of them.
         out: JSON file to write.
-        tracking_uri: of MLflow, for registered models; summary metrics are logged to the version's run.
+        tracking_uri: of MLflow, for registered models; the evaluation goes to the version's run, too.
         networks: at most so many networks of each split, the first ones.
         image_limit: at most so many images, the first ones in stored order.
         image_split: ``test`` (or ``val``, to choose between models).
@@ -80,12 +82,17 @@ def evaluate(
         "batchnorm": BATCHNORM_POLICY,
         "images": {
             "url": images,
+            "manifest": _digest(images, image_split),
             "split": image_split,
             "count": sum(len(labels) for _, labels in batches),
             "size": settings.size,
             "classes": classes,
         },
-        "architectures": {"url": deepnets, "seed_of_random_initialization": seed},
+        "architectures": {
+            "url": deepnets,
+            "manifests": {split: _digest(deepnets, split) for split in chosen},
+            "seed_of_random_initialization": seed,
+        },
         "splits": {
             split: dataclasses.asdict(summarize([result for result in results if result.split == split]))
             for split in chosen
@@ -94,7 +101,7 @@ def evaluate(
     }
     LocalStore(str(out.parent)).write(out.name, (json.dumps(evaluation, indent=1) + "\n").encode())
     if version:
-        _log_metrics(version["run_id"], evaluation["splits"])
+        _log(version["run_id"], evaluation)
     emit("evaluated", out=str(out), **{split: round(row["mean"], 2) for split, row in evaluation["splits"].items()})
     return evaluation
 
@@ -132,10 +139,16 @@ def _load(model: str, tracking_uri: str | None) -> tuple[GHN, dict[str, Any], di
     return load_checkpoint(checkpoint), read_metadata(checkpoint), facts
 
 
-def _log_metrics(run_id: str, splits: dict[str, dict[str, Any]]) -> None:
+def _digest(root: str, split: str) -> str:
+    return read_manifest(open_store(f"{root}/{split}")).digest()
+
+
+def _log(run_id: str, evaluation: dict[str, Any]) -> None:
+    """Store the evaluation with the version's run, and its summary as metrics."""
     import mlflow
 
     client = mlflow.MlflowClient()
-    for split, row in splits.items():
+    client.log_dict(run_id, evaluation, EVALUATION_ARTIFACT)
+    for split, row in evaluation["splits"].items():
         for key, value in row.items():
             client.log_metric(run_id, f"eval.{split}.{key}", float(value))

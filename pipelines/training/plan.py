@@ -75,10 +75,12 @@ def plan(recipe: Recipe, run: Path, *, store: str | None = None) -> str:
 
 def _check_store(recipe: Recipe, run: Path, store: str | None) -> str:
     """Write and remove a small object where checkpoints would go, and read what is there."""
-    place = open_store(store or str(run))
+    place, made = open_store(store or str(run)), store is None and not run.exists()
     probe = f".plan-{secrets.token_hex(6)}"
     place.write(probe, b"can this be written?")
     place.delete(probe)
+    if made:
+        run.rmdir()
     found = read_checkpoint(place)
     if found is None:
         return f"{place.root}: can be written; the run would start at step 0"

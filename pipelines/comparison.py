@@ -1,0 +1,194 @@
+"""Is one model better than another? Paired over the same networks and images, with the noise between networks.
+
+Which networks a split holds is chance, so a mean counts only as far as it would hold for other networks of its kind: differences
+between two models, network by network, are resampled (Efron, 1979), and a difference is real if 95% of the resampled means agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ghn.errors import DataError, InputError
+
+CHOOSING_SPLIT = "val"
+_RESAMPLED = 10_000
+_CONFIDENCE = 0.95
+_FEWEST = 8
+"""Networks of a split that is to choose; with fewer, their spread says little."""
+_FEWEST_FOR_VETO = 5
+
+Verdict = Literal["better", "worse", "no difference beyond noise", "too few networks"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class _Model(_Part):
+    name: str | None = None
+    version: int | None = None
+
+
+class _Images(_Part):
+    split: str
+    count: int = Field(ge=1)
+    manifest: str
+
+
+class _Architectures(_Part):
+    manifests: dict[str, str]
+
+
+class _Network(_Part):
+    split: str
+    index: int
+    accuracy: float = Field(ge=0, le=100)
+    baseline: float = Field(ge=0, le=100)
+
+
+class _Split(_Part):
+    networks: int = Field(ge=1)
+    mean: float = Field(ge=0, le=100)
+
+
+class Evaluation(_Part):
+    """What an evaluation (``ghn evaluate``) has to hold for a comparison."""
+
+    schema_version: int
+    model: _Model
+    metric: str
+    batchnorm: str
+    images: _Images
+    architectures: _Architectures
+    splits: dict[str, _Split]
+    networks: list[_Network]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Evaluation:
+        for name, split in self.splits.items():
+            found = [network for network in self.networks if network.split == name]
+            if len(found) != split.networks or len({network.index for network in found}) != len(found):
+                raise ValueError(f"split {name} has results of {len(found)} networks, not of {split.networks}")
+            if abs(sum(network.accuracy for network in found) / len(found) - split.mean) > 1e-6:
+                raise ValueError(f"the mean of split {name} is not that of its networks")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Name and version, for messages."""
+        return f"{self.model.name} version {self.model.version}"
+
+    def accuracies(self, split: str, field: str = "accuracy") -> dict[int, float]:
+        """Return accuracies in percent by the index of the network."""
+        return {network.index: getattr(network, field) for network in self.networks if network.split == split}
+
+
+def read_evaluation(content: Any, place: str) -> Evaluation:
+    """Check an evaluation.
+
+    Raises:
+        DataError: if it is broken or incomplete.
+
+    """
+    try:
+        return Evaluation.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "evaluation"
+        raise DataError(
+            f"{place} is broken or incomplete: {where}: {first['msg']}; make it again with `ghn evaluate`"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much better a model is on one split, in percent of accuracy.
+
+    Attributes:
+        split: the split.
+        networks: how many both were evaluated on.
+        mean: mean difference.
+        low, high: one-sided 95% bounds of the mean.
+        verdict: what that says.
+
+    """
+
+    split: str
+    networks: int
+    mean: float
+    low: float
+    high: float
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        return (
+            f"{self.split}: {self.mean:+.2f} percent on {self.networks} networks "
+            f"(95% bounds {self.low:+.2f}, {self.high:+.2f}): {self.verdict}"
+        )
+
+
+def difference(split: str, mine: Sequence[float], others: Sequence[float]) -> Difference:
+    """Compare accuracies of the same networks, pair by pair (at least one)."""
+    pairs = np.asarray(mine, dtype=float) - np.asarray(others, dtype=float)
+    chosen = np.random.default_rng(0).integers(len(pairs), size=(_RESAMPLED, len(pairs)))
+    low, high = np.quantile(pairs[chosen].mean(axis=1), [1 - _CONFIDENCE, _CONFIDENCE]).tolist()
+    fewest = _FEWEST if split == CHOOSING_SPLIT else _FEWEST_FOR_VETO
+    verdict: Verdict = "no difference beyond noise"
+    if len(pairs) < fewest:
+        verdict = "too few networks"
+    elif low > 0:
+        verdict = "better"
+    elif high < 0:
+        verdict = "worse"
+    return Difference(split=split, networks=len(pairs), mean=float(pairs.mean()), low=low, high=high, verdict=verdict)
+
+
+def compare(candidate: Evaluation, champion: Evaluation | None) -> list[Difference]:
+    """Compare a candidate with the champion on every split; without a champion, with random initialization.
+
+    Raises:
+        InputError: if they were not evaluated on the same networks and images, or not on ``val``.
+
+    """
+    if CHOOSING_SPLIT not in candidate.splits:
+        raise InputError(
+            f"{candidate.label} was not evaluated on {CHOOSING_SPLIT}; run `ghn evaluate --split {CHOOSING_SPLIT} ...`"
+        )
+    if champion is not None:
+        _check_alike(candidate, champion)
+    found = []
+    for split in candidate.splits:
+        mine = candidate.accuracies(split)
+        others = champion.accuracies(split) if champion else candidate.accuracies(split, "baseline")
+        indices = sorted(mine)
+        found.append(difference(split, [mine[i] for i in indices], [others[i] for i in indices]))
+    return found
+
+
+def is_improvement(differences: Sequence[Difference]) -> bool:
+    """Say whether a candidate should replace the champion: better on ``val``, worse on no other split, both beyond noise."""
+    verdicts = {item.split: item.verdict for item in differences}
+    return verdicts[CHOOSING_SPLIT] == "better" and "worse" not in verdicts.values()
+
+
+def _check_alike(candidate: Evaluation, champion: Evaluation) -> None:
+    """Refuse to compare what was measured in other ways."""
+    facts: dict[str, tuple[Any, Any]] = {
+        name: (getattr(candidate, name), getattr(champion, name)) for name in ("schema_version", "metric", "batchnorm")
+    }
+    for name in ("split", "count", "manifest"):
+        facts[f"images {name}"] = (getattr(candidate.images, name), getattr(champion.images, name))
+    facts["architectures"] = (candidate.architectures.manifests, champion.architectures.manifests)
+    mine, others = (sorted((n.split, n.index) for n in e.networks) for e in (candidate, champion))
+    facts["networks"] = (mine, others)
+    for name, (one, other) in facts.items():
+        if one != other:
+            raise InputError(
+                f"{candidate.label} and {champion.label} were evaluated with other {name}; run `ghn evaluate` for both "
+                "with the same splits, networks and images"
+            )

@@ -1,0 +1,174 @@
+"""Move the alias ``champion``: to a candidate that is better beyond noise, or back to the champion before."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ghn.errors import InputError, StorageError
+from pipelines.comparison import Difference, Evaluation, compare, is_improvement, read_evaluation
+from pipelines.evaluate import EVALUATION_ARTIFACT
+from pipelines.progress import emit
+from pipelines.register import CANDIDATE
+
+CHAMPION = "champion"
+_BEFORE_TAG = "ghn.champion_before"
+_ROLLED_BACK_TAG = "ghn.rolled_back"
+
+
+def promote(
+    name: str,
+    *,
+    tracking_uri: str,
+    evaluation: Path | None = None,
+    champion_evaluation: Path | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Make the candidate champion if it is better on ``val`` and worse on no other split, both beyond noise.
+
+    The first champion has to be better than random initialization.
+
+    Args:
+        name: registered model; its alias ``candidate`` is looked at.
+        tracking_uri: of MLflow.
+        evaluation: JSON file of ``ghn evaluate`` for the candidate; by default what that command stored with the version.
+        champion_evaluation: the same for the champion.
+        dry_run: decide, but write nothing to the registry.
+
+    Returns:
+        ``name``, ``version``, ``champion`` (version before, or ``None``), ``promoted`` and ``reasons``, which are also written to
+        the version's description.
+
+    Raises:
+        InputError: if there is no candidate, it was rolled back before, or the evaluations can not be compared.
+        DataError: if an evaluation is broken or incomplete.
+        StorageError: if the registry can not be used.
+
+    """
+    with _registry(tracking_uri) as client:
+        candidate, champion = (_find(client, name, alias) for alias in (CANDIDATE, CHAMPION))
+        if candidate is None:
+            raise InputError(f"{name} has no version with the alias {CANDIDATE}; register one with `ghn register`")
+        result = {"name": name, "version": int(candidate.version), "champion": champion and int(champion.version)}
+        if champion is not None and champion.version == candidate.version:
+            return result | {"promoted": False, "reasons": ["it is the champion already"]}
+        if _ROLLED_BACK_TAG in candidate.tags:
+            raise InputError(
+                f"{name} version {candidate.version} was rolled back on {candidate.tags[_ROLLED_BACK_TAG]}; "
+                f"register another candidate, or remove the tag {_ROLLED_BACK_TAG} from the version"
+            )
+        mine = _evaluation(client, candidate, evaluation)
+        others = _evaluation(client, champion, champion_evaluation) if champion is not None else None
+        differences = compare(mine, others)
+        promoted = is_improvement(differences)
+        result |= {"promoted": promoted, "reasons": [str(item) for item in differences]}
+        if not dry_run:
+            _write_reasons(client, candidate, _summary(promoted, champion, differences))
+            if promoted:
+                if champion is not None:
+                    client.set_model_version_tag(name, candidate.version, _BEFORE_TAG, champion.version)
+                client.set_registered_model_alias(name, CHAMPION, candidate.version)
+    emit("promotion", dry_run=dry_run, **result)
+    return result
+
+
+def rollback(name: str, *, tracking_uri: str, reason: str) -> dict[str, Any]:
+    """Make the champion before the present one champion again; the present one is not promoted a second time.
+
+    Args:
+        name: registered model.
+        tracking_uri: of MLflow.
+        reason: written to the description of the version that is left.
+
+    Returns:
+        ``name``, ``version`` (champion now) and ``left`` (champion before).
+
+    Raises:
+        InputError: if there is no champion, or none before it.
+        StorageError: if the registry can not be used.
+
+    """
+    with _registry(tracking_uri) as client:
+        champion = _find(client, name, CHAMPION)
+        if champion is None:
+            raise InputError(f"{name} has no champion to roll back")
+        before = champion.tags.get(_BEFORE_TAG)
+        if before is None:
+            raise InputError(f"{name} version {champion.version} is the first champion; there is none to go back to")
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        client.set_registered_model_alias(name, CHAMPION, before)
+        client.set_model_version_tag(name, champion.version, _ROLLED_BACK_TAG, today)
+        _write_reasons(client, champion, f"Rolled back to version {before} on {today}: {reason}")
+    result = {"name": name, "version": int(before), "left": int(champion.version)}
+    emit("rollback", reason=reason, **result)
+    return result
+
+
+@contextlib.contextmanager
+def _registry(tracking_uri: str) -> Iterator[Any]:
+    """Give a client of the registry; its errors name it."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        yield mlflow.MlflowClient()
+    except MlflowException as error:
+        raise StorageError(f"can not use the registry {tracking_uri}: {error}") from error
+
+
+def _find(client: Any, name: str, alias: str) -> Any:
+    """Return the version with an alias, ``None`` if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        version = client.get_registered_model(name).aliases.get(alias)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise InputError(f"there is no registered model {name}; register one with `ghn register`") from error
+        raise
+    return None if version is None else client.get_model_version(name, version)
+
+
+def _evaluation(client: Any, version: Any, file: Path | None) -> Evaluation:
+    """Return a version's evaluation, from a file or as ``ghn evaluate`` stored it with the version's run."""
+    label = f"{version.name} version {version.version}"
+    place = str(file or f"{EVALUATION_ARTIFACT} of {label}")
+    try:
+        text = file.read_text() if file else _stored(client, version)
+        content = json.loads(text)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"there is no {place}; run `ghn evaluate --model models:/{version.name}/{version.version}`"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        content = None
+    found = read_evaluation(content, place)
+    if (found.model.name, found.model.version) != (version.name, int(version.version)):
+        raise InputError(f"{place} is of {found.label}, not of {label}; run `ghn evaluate` for that one")
+    return found
+
+
+def _stored(client: Any, version: Any) -> str:
+    import mlflow
+
+    if EVALUATION_ARTIFACT not in {item.path for item in client.list_artifacts(version.run_id)}:
+        raise FileNotFoundError
+    text: str = mlflow.artifacts.load_text(f"runs:/{version.run_id}/{EVALUATION_ARTIFACT}")
+    return text
+
+
+def _summary(promoted: bool, champion: Any, differences: Sequence[Difference]) -> str:
+    other = f"version {champion.version}" if champion else "random initialization"
+    head = f"{'Promoted' if promoted else 'Not promoted'}: against {other},"
+    return "\n".join([head, *(f"- {item}" for item in differences)])
+
+
+def _write_reasons(client: Any, version: Any, text: str) -> None:
+    """Add to a version's description, below what it says already."""
+    known = client.get_model_version(version.name, version.version).description
+    client.update_model_version(version.name, version.version, description=f"{known}\n\n{text}" if known else text)

@@ -1,0 +1,109 @@
+"""Promotion and rollback in a real registry, through the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from tests.distributed.jobs import GHN_COMMAND
+from tests.evaluations import evaluation, spread
+
+pytestmark = pytest.mark.integration
+NAME = "ghn2-test"
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+
+
+@pytest.fixture
+def registry(tracking: str, tmp_path: Path) -> Callable[..., int]:
+    """Register a candidate with an evaluation; returns its version. Each test begins with an empty model."""
+    mlflow.set_tracking_uri(tracking)
+    client = mlflow.MlflowClient()
+    if client.search_registered_models(f"name='{NAME}'"):
+        client.delete_registered_model(NAME)
+    client.create_registered_model(NAME)
+    experiment = client.create_experiment(tmp_path.name, artifact_location=str(tmp_path / "artifacts"))
+
+    def candidate(**accuracies: list[float]) -> int:
+        run = client.create_run(experiment)
+        version = client.create_model_version(NAME, source=f"{tmp_path}/model", run_id=run.info.run_id)
+        if accuracies:
+            client.log_dict(run.info.run_id, evaluation(int(version.version), accuracies), "evaluation.json")
+        client.set_registered_model_alias(NAME, "candidate", version.version)
+        return int(version.version)
+
+    return candidate
+
+
+def ghn(tracking: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [GHN_COMMAND, arguments[0], "--name", NAME, "--tracking-uri", tracking, *arguments[1:]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def champion() -> Any:
+    client = mlflow.MlflowClient()
+    version = client.get_registered_model(NAME).aliases.get("champion")
+    return version and client.get_model_version(NAME, version)
+
+
+def test_a_better_candidate_becomes_champion_and_can_be_rolled_back(registry, tracking: str) -> None:
+    first = registry(val=spread(40), wide=spread(30))
+    dry = ghn(tracking, "promote", "--dry-run")
+    assert dry.returncode == 0 and "would be promoted" in dry.stdout and champion() is None
+    assert ghn(tracking, "promote").returncode == 0 and int(champion().version) == first
+    assert "already" in ghn(tracking, "promote").stdout
+
+    worse = registry(val=spread(41), wide=spread(20))
+    done = ghn(tracking, "promote")
+    assert done.returncode == 0 and "is not promoted" in done.stdout and "wide: -10.00" in done.stdout
+    assert int(champion().version) == first
+    assert "Not promoted" in mlflow.MlflowClient().get_model_version(NAME, str(worse)).description
+
+    second = registry(val=spread(41), wide=spread(30))
+    assert "is champion now" in ghn(tracking, "promote").stdout and int(champion().version) == second
+    assert "Promoted: against version 1" in champion().description and "val: +1.00" in champion().description
+
+    done = ghn(tracking, "rollback", "--reason", "nobody likes it")
+    assert done.returncode == 0 and int(champion().version) == first
+    assert "nobody likes it" in mlflow.MlflowClient().get_model_version(NAME, str(second)).description
+    again = ghn(tracking, "promote")
+    assert again.returncode == 2 and "was rolled back" in again.stderr and int(champion().version) == first
+    last = ghn(tracking, "rollback", "--reason", "further")
+    assert last.returncode == 2 and "first champion" in last.stderr
+
+
+def test_what_is_not_whole_never_promotes(registry, tracking: str, tmp_path: Path) -> None:
+    done = ghn(tracking, "promote")
+    assert done.returncode == 2 and "no version with the alias candidate" in done.stderr
+    version = registry()
+    done = ghn(tracking, "promote")
+    assert done.returncode == 2 and f"ghn evaluate --model models:/{NAME}/{version}" in done.stderr
+    whole = json.dumps(evaluation(version, {"val": spread(40)}))
+    for content in (whole[:-30], "", "[]", whole.replace('"mean": 40.0', '"mean": 50.0')):
+        file = tmp_path / "cut.json"
+        file.write_text(content)
+        done = ghn(tracking, "promote", "--evaluation", str(file))
+        assert done.returncode == 5 and "broken or incomplete" in done.stderr and "Traceback" not in done.stderr
+    file.write_text(json.dumps(evaluation(version + 1, {"val": spread(40)})))
+    done = ghn(tracking, "promote", "--evaluation", str(file))
+    assert done.returncode == 2 and f"of {NAME} version {version + 1}, not of" in done.stderr
+    assert champion() is None
+    file.write_text(whole)
+    assert ghn(tracking, "promote", "--evaluation", str(file)).returncode == 0 and int(champion().version) == version
+
+
+def test_a_registry_or_model_that_is_not_there_is_named(registry, tracking: str) -> None:
+    registry()
+    nobody = subprocess.run(
+        [GHN_COMMAND, "promote", "--name", "nobody", "--tracking-uri", tracking], capture_output=True, text=True
+    )
+    assert nobody.returncode == 2 and "no registered model nobody" in nobody.stderr
