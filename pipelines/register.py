@@ -11,6 +11,7 @@ from typing import Any
 
 from ghn.checkpoint import CONFIG_NAME, load_checkpoint, read_metadata
 from ghn.errors import InputError, StorageError
+from pipelines.lineage import inputs, tags
 from pipelines.progress import emit
 from pipelines.settings import Recipe, load_recipe
 from pipelines.training.state import AVERAGE_NAME, METRICS_NAME, MODEL_NAME, RECIPE_NAME, read_metrics
@@ -76,7 +77,7 @@ def register(
         if version is None:
             run_id = _log_run(run, recipe, experiment, artifacts, digest, model)
             model_id = _log_model(run_id, model)
-            version = mlflow.register_model(model_id, name, tags={_WEIGHTS_TAG: digest})
+            version = mlflow.register_model(model_id, name, tags=_lineage(recipe, model, digest))
         client.set_registered_model_alias(name, alias, version.version)
     except (MlflowException, OSError) as error:
         raise StorageError(
@@ -112,15 +113,16 @@ def _log_run(run: Path, recipe: Recipe, experiment: str, artifacts: str | None, 
         with contextlib.suppress(MlflowException):  # of another registry: then the whole run is logged to this one
             mlflow.get_run(known)
             with mlflow.start_run(run_id=known):
-                mlflow.set_tags(_tags(recipe, digest, model))
+                mlflow.set_tag(_WEIGHTS_TAG, digest)
                 mlflow.log_artifact(str(run / RECIPE_NAME))
                 mlflow.log_artifact(str(run / METRICS_NAME))
             return known
     found = mlflow.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else mlflow.create_experiment(experiment, artifact_location=artifacts)
     client = mlflow.MlflowClient()
-    tags = _tags(recipe, digest, model)
-    with mlflow.start_run(experiment_id=experiment_id, run_name=f"{recipe.name}-{digest[:8]}", tags=tags) as active:
+    name, lineage = f"{recipe.name}-{digest[:8]}", _lineage(recipe, model, digest)
+    with mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=lineage) as active:
+        client.log_inputs(active.info.run_id, inputs(recipe, read_metadata(model)["manifests"]))
         mlflow.log_params(dict(flatten(recipe.model_dump())))
         rows = read_metrics(run)
         stride = max(1, len(rows) // _MAX_CURVE_POINTS)
@@ -143,14 +145,8 @@ def _log_run(run: Path, recipe: Recipe, experiment: str, artifacts: str | None, 
     return run_id
 
 
-def _tags(recipe: Recipe, digest: str, model: Path) -> dict[str, str]:
-    facts = read_metadata(model)
-    return {
-        _WEIGHTS_TAG: digest,
-        "ghn.recipe": recipe.name,
-        "ghn.recipe_digest": facts["recipe_digest"],
-        **{f"ghn.manifest.{kind}": value for kind, value in facts["manifests"].items()},
-    }
+def _lineage(recipe: Recipe, model: Path, digest: str) -> dict[str, str]:
+    return {_WEIGHTS_TAG: digest, **tags(recipe, read_metadata(model)["manifests"])}
 
 
 def _log_model(run_id: str, checkpoint: Path) -> str:

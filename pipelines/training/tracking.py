@@ -10,11 +10,12 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ghn.errors import EnvironmentSetupError
+from pipelines.lineage import inputs, tags
 from pipelines.progress import emit
 from pipelines.settings import Recipe
 from pipelines.storage import LocalStore
@@ -34,6 +35,7 @@ class Tracker:
 
     Args:
         recipe: whose settings become the run's parameters.
+        manifests: SHA-256 of the shard sets' manifests.
         run: the run folder; ``mlflow.json`` there names MLflow's run.
         known: MLflow's run of an earlier session.
         active: whether this rank is the one that reports.
@@ -43,9 +45,11 @@ class Tracker:
 
     """
 
-    def __init__(self, recipe: Recipe, run: Path, known: str | None, *, active: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, manifests: Mapping[str, str], run: Path, known: str | None, *, active: bool
+    ) -> None:
         self._uri = os.environ.get("MLFLOW_TRACKING_URI") if active else None
-        self._recipe, self._run = recipe, run
+        self._recipe, self._manifests, self._run = recipe, manifests, run
         self.run_id = known
         self._waiting: queue.Queue[dict[str, Any]] = queue.Queue(_MOST_WAITING)
         self._ended = threading.Event()
@@ -81,9 +85,10 @@ class Tracker:
             experiment = client.get_experiment_by_name(name)
             artifacts = os.environ.get(ARTIFACTS_VARIABLE)
             number = experiment.experiment_id if experiment else client.create_experiment(name, artifacts)
-            tags = {"ghn.recipe": self._recipe.name, "ghn.recipe_digest": self._recipe.digest()}
-            made = client.create_run(number, run_name=f"{self._recipe.name}-{self._run.name}", tags=tags)
+            name = f"{self._recipe.name}-{self._run.name}"
+            made = client.create_run(number, run_name=name, tags=tags(self._recipe, self._manifests))
             self.run_id = made.info.run_id
+            client.log_inputs(self.run_id, inputs(self._recipe, self._manifests))
             for key, value in flatten(self._recipe.model_dump()):
                 client.log_param(self.run_id, key, value)
         client.update_run(self.run_id, status="RUNNING")

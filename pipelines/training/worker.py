@@ -77,7 +77,8 @@ class _Rank:
         self._reported = 0
         if self.rank == 0:
             self.metrics.go_back(self.step)
-        self.tracker = Tracker(recipe, run, state.tracking_run if state else None, active=self.rank == 0)
+        known = state.tracking_run if state else None
+        self.tracker = Tracker(recipe, self.batches.manifests(), run, known, active=self.rank == 0)
 
     def _resume(self) -> TrainingState | None:
         """Take over the newest whole checkpoint, which rank 0 reads: nothing but the shards has to be shared by hosts."""

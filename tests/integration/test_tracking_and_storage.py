@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.lineage import commit
 from pipelines.register import register
+from pipelines.shards.manifest import read_manifest
 from pipelines.storage import open_store
 from pipelines.training.checkpoints import latest_state, read_checkpoint
 from pipelines.training.state import read_metrics
@@ -100,10 +102,19 @@ def test_all_sessions_and_the_registration_are_one_mlflow_run(shards: Path, tmp_
     named = {"accuracy", "lr", "grad_norm", "architectures_per_s", "images_per_s", "data_wait_share", "imbalance"}
     assert named | {"skipped", "memory_mb", "checkpoint_s", "checkpoint_mb"} <= set(run.data.metrics)
     assert run.data.params["training.steps"] == "6"
+    digests = {name: run.data.tags[f"ghn.manifest.{name}"] for name in ("images", "deepnets")}
+    assert digests["images"] == read_manifest(open_store(str(shards / "images" / "train"))).digest()
+    sets = {item.dataset.name: item.dataset for item in run.inputs.dataset_inputs}
+    assert {name: found.digest for name, found in sets.items()} == {n: digests[n][:32] for n in digests}
+    assert sets["images"].source == f"{shards / 'images'}/train"
     options = {"name": "m", "tracking_uri": uri, "artifacts": artifacts, "experiment": "tracked"}
     assert register(tmp_path / "run", **options)["run_id"] == run.info.run_id
     averaged = register(tmp_path / "run", **options, alias="averaged", average=True)
     assert averaged["version"] == 2 and averaged["run_id"] == run.info.run_id
+    tags = client.get_model_version("m", "2").tags
+    assert {name: tags[f"ghn.manifest.{name}"] for name in digests} == digests
+    assert tags["ghn.recipe_digest"] == run.data.tags["ghn.recipe_digest"] and tags["ghn.graph_revision"] == "1"
+    assert tags.get("mlflow.source.git.commit", "") == commit()
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
