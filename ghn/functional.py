@@ -168,6 +168,7 @@ class _Run:
         """Every other pixel through one 1x1 convolution, those one further down and right through another.
 
         Done as one convolution with 2x2 kernels that are zero but for one corner: less is copied, above all for the gradient.
+        (A pixel that is not finite spoils the result also where neither convolution would have read it.)
         """
         x_NCHW = state.rectified
         height, width = x_NCHW.shape[2:]

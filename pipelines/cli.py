@@ -283,6 +283,7 @@ def register(run: Path, **options: Any) -> None:
 @click.option("--out", type=PATH, default=Path("runs/evaluation.json"), show_default=True, help="JSON file to write.")
 @click.option("--networks", type=click.IntRange(min=1), help="At most so many networks of each split.")
 @click.option("--image-limit", type=click.IntRange(min=1), help="At most so many images.")
+@click.option("--image-split", type=click.Choice(["test", "val"]), default="test", show_default=True, help="Images.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random initializations.")
 @_TRACKING
 @_example("ghn evaluate --model models:/ghn2-digits@candidate --images s3://ghn/images --deepnets s3://ghn/deepnets")
@@ -299,14 +300,16 @@ def evaluate(model: str, splits: tuple[str, ...], **options: Any) -> None:
 @click.option("--name", required=True, help="Registered model.")
 @click.option("--evaluation", type=PATH, help="Of the candidate. Default: what `ghn evaluate` stored with it.")
 @click.option("--champion-evaluation", type=PATH, help="The same for the champion.")
+@click.option("--split", "splits", multiple=True, help="That must have been evaluated. Default: every one but train.")
 @click.option("--dry-run", is_flag=True, help="Decide, but change nothing.")
 @_TRACKING
 @_example("ghn promote --name ghn2-cifar10 --dry-run")
-def promote(name: str, **options: Any) -> None:
+def promote(name: str, splits: tuple[str, ...], **options: Any) -> None:
     """Make the candidate champion if it is better on val, and worse on no other split, beyond noise."""
+    from pipelines.evaluate import DEFAULT_SPLITS
     from pipelines.promote import promote as promote_job
 
-    result = promote_job(name, **options)
+    result = promote_job(name, splits=splits or DEFAULT_SPLITS, **options)
     done = "would be promoted" if options["dry_run"] else "is champion now"
     click.echo(f"{name} version {result['version']} {done if result['promoted'] else 'is not promoted'}")
     for reason in result["reasons"]:

@@ -1,7 +1,8 @@
 """Is one model better than another? Paired over the same networks and images, with the noise between networks.
 
-Which networks a split holds is chance, so a mean counts only as far as it would hold for other networks of its kind: differences
-between two models, network by network, are resampled (Efron, 1979), and a difference is real if 95% of the resampled means agree.
+Which networks a split holds is chance, so a mean counts only as far as it would hold for other networks of its kind:
+differences between two models, network by network, are resampled (Efron, 1979), and a difference is real if 95% of the
+resampled means agree. Images are taken as fixed.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from ghn.errors import DataError, InputError
 CHOOSING_SPLIT = "val"
 _RESAMPLED = 10_000
 _CONFIDENCE = 0.95
-_FEWEST = 8
-"""Networks of a split that is to choose; with fewer, their spread says little."""
-_FEWEST_FOR_VETO = 5
+_FEWEST = 20
+"""Networks of a split that is to choose; with fewer, the bounds are narrower than they should be."""
+_FEWEST_FOR_VETO = 10
 
 Verdict = Literal["better", "worse", "no difference beyond noise", "too few networks"]
 
@@ -32,6 +33,7 @@ class _Part(BaseModel):
 class _Model(_Part):
     name: str | None = None
     version: int | None = None
+    run_id: str | None = None
 
 
 class _Images(_Part):
@@ -59,7 +61,7 @@ class _Split(_Part):
 class Evaluation(_Part):
     """What an evaluation (``ghn evaluate``) has to hold for a comparison."""
 
-    schema_version: int
+    schema_version: Literal[1]
     model: _Model
     metric: str
     batchnorm: str
@@ -70,6 +72,9 @@ class Evaluation(_Part):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Evaluation:
+        named = {network.split for network in self.networks}
+        if not named == set(self.splits) == set(self.architectures.manifests):
+            raise ValueError("splits, networks and manifests do not name the same splits")
         for name, split in self.splits.items():
             found = [network for network in self.networks if network.split == name]
             if len(found) != split.networks or len({network.index for network in found}) != len(found):
@@ -148,16 +153,21 @@ def difference(split: str, mine: Sequence[float], others: Sequence[float]) -> Di
     return Difference(split=split, networks=len(pairs), mean=float(pairs.mean()), low=low, high=high, verdict=verdict)
 
 
-def compare(candidate: Evaluation, champion: Evaluation | None) -> list[Difference]:
+def compare(candidate: Evaluation, champion: Evaluation | None, splits: Sequence[str]) -> list[Difference]:
     """Compare a candidate with the champion on every split; without a champion, with random initialization.
 
+    Args:
+        candidate: evaluated on as many splits as you like.
+        champion: evaluated on the same ones.
+        splits: which of them must be there; ``val`` in any case.
+
     Raises:
-        InputError: if they were not evaluated on the same networks and images, or not on ``val``.
+        InputError: if they were not evaluated on the same networks and images, or not on all splits.
 
     """
-    if CHOOSING_SPLIT not in candidate.splits:
+    if missing := [split for split in dict.fromkeys((CHOOSING_SPLIT, *splits)) if split not in candidate.splits]:
         raise InputError(
-            f"{candidate.label} was not evaluated on {CHOOSING_SPLIT}; run `ghn evaluate --split {CHOOSING_SPLIT} ...`"
+            f"{candidate.label} was not evaluated on {', '.join(missing)}; run `ghn evaluate` for all splits together"
         )
     if champion is not None:
         _check_alike(candidate, champion)
@@ -179,7 +189,7 @@ def is_improvement(differences: Sequence[Difference]) -> bool:
 def _check_alike(candidate: Evaluation, champion: Evaluation) -> None:
     """Refuse to compare what was measured in other ways."""
     facts: dict[str, tuple[Any, Any]] = {
-        name: (getattr(candidate, name), getattr(champion, name)) for name in ("schema_version", "metric", "batchnorm")
+        name: (getattr(candidate, name), getattr(champion, name)) for name in ("metric", "batchnorm")
     }
     for name in ("split", "count", "manifest"):
         facts[f"images {name}"] = (getattr(candidate.images, name), getattr(champion.images, name))

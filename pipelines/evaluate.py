@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ghn import GHN, load_checkpoint
 from ghn.checkpoint import read_metadata
-from ghn.errors import InputError, StorageError
+from ghn.errors import GHNError, InputError, StorageError
 from ghn.evaluation import BATCHNORM_POLICY, NetworkResult, evaluate_networks, summarize
 from pipelines.progress import Progress, emit
 from pipelines.settings import ImageSettings
@@ -20,7 +21,6 @@ from pipelines.storage import LocalStore, open_store
 from pipelines.training.data import read_architectures, read_image_batches
 
 SCHEMA_VERSION = 1
-EVALUATION_ARTIFACT = "evaluation.json"
 DEFAULT_SPLITS = ("val", "test", "wide", "deep", "dense", "bnfree", "predefined")
 
 
@@ -101,7 +101,7 @@ def evaluate(
     }
     LocalStore(str(out.parent)).write(out.name, (json.dumps(evaluation, indent=1) + "\n").encode())
     if version:
-        _log(version["run_id"], evaluation)
+        _log(version, evaluation)
     emit("evaluated", out=str(out), **{split: round(row["mean"], 2) for split, row in evaluation["splits"].items()})
     return evaluation
 
@@ -143,12 +143,37 @@ def _digest(root: str, split: str) -> str:
     return read_manifest(open_store(f"{root}/{split}")).digest()
 
 
-def _log(run_id: str, evaluation: dict[str, Any]) -> None:
+def evaluation_artifact(name: str, version: int | str) -> str:
+    """Return where a version's evaluation lies in its run: several versions may come from one run."""
+    return f"evaluations/{name}-{version}.json"
+
+
+def _log(version: dict[str, Any], evaluation: dict[str, Any]) -> None:
     """Store the evaluation with the version's run, and its summary as metrics."""
     import mlflow
 
-    client = mlflow.MlflowClient()
-    client.log_dict(run_id, evaluation, EVALUATION_ARTIFACT)
-    for split, row in evaluation["splits"].items():
-        for key, value in row.items():
-            client.log_metric(run_id, f"eval.{split}.{key}", float(value))
+    client, run_id = mlflow.MlflowClient(), version["run_id"]
+    with registry_errors(f"the evaluation of {version['name']} version {version['version']}"):
+        client.log_dict(run_id, evaluation, evaluation_artifact(version["name"], version["version"]))
+        for split, row in evaluation["splits"].items():
+            for key, value in row.items():
+                client.log_metric(run_id, f"eval.{split}.{key}", float(value))
+
+
+@contextlib.contextmanager
+def registry_errors(what: str) -> Iterator[None]:
+    """Turn what MLflow and the libraries below it raise into one message."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except GHNError:
+        raise
+    except Exception as error:
+        if not (
+            isinstance(error, (MlflowException, OSError)) or type(error).__module__.startswith(("boto", "sqlalchemy"))
+        ):
+            raise
+        raise StorageError(
+            f"can not read or store {what}: {error}; check MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL and credentials"
+        ) from error

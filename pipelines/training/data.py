@@ -1,6 +1,6 @@
 """The data of a meta-training step: a function of (recipe, step) alone, the same on every rank.
 
-One image batch is shared by all networks of a global meta-batch, and the meta-batch is dealt over the ranks, so the
+One image batch is shared by all networks of a global meta-batch, and the networks are shared out over the ranks, so the
 number of ranks changes who computes what, never what is computed.
 """
 

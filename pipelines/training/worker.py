@@ -6,6 +6,7 @@ The number of ranks decides who computes what, never what is computed, so a run 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import resource
 import sys
@@ -152,6 +153,8 @@ class _Rank:
             turns.end()
         except GHNError as problem:
             error = problem
+            with contextlib.suppress(GHNError):
+                turns.end()
         vote = {
             "stop": self.signals.noted,
             "error": str(error) if error else None,
@@ -165,6 +168,10 @@ class _Rank:
         if share is None or any(v["stop"] for v in votes):
             self.batches.restore(before)
             return None
+        if (done := sum(len(v["losses"]) + len(v["skipped"]) for v in votes)) != len(batch):
+            raise RuntimeError(
+                f"{doing}: {done} of {len(batch)} networks were computed; the turns of the ranks are wrong"
+            )
         rate, norm = learning_rate(self.step, settings), float("nan")
         if any(v["losses"] for v in votes):
             with self.ranks.watched(doing):

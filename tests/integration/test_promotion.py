@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from pipelines.promote import promote, rollback
 from tests.distributed.jobs import GHN_COMMAND
 from tests.evaluations import evaluation, spread
 
@@ -37,7 +38,8 @@ def registry(tracking: str, tmp_path: Path) -> Callable[..., int]:
         run = client.create_run(experiment)
         version = client.create_model_version(NAME, source=f"{tmp_path}/model", run_id=run.info.run_id)
         if accuracies:
-            client.log_dict(run.info.run_id, evaluation(int(version.version), accuracies), "evaluation.json")
+            whole = evaluation(int(version.version), accuracies, run_id=run.info.run_id)
+            client.log_dict(run.info.run_id, whole, f"evaluations/{NAME}-{version.version}.json")
         client.set_registered_model_alias(NAME, "candidate", version.version)
         return int(version.version)
 
@@ -45,7 +47,8 @@ def registry(tracking: str, tmp_path: Path) -> Callable[..., int]:
 
 
 def ghn(tracking: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [GHN_COMMAND, arguments[0], "--name", NAME, "--tracking-uri", tracking, *arguments[1:]]
+    splits = ("--split", "val") if arguments[0] == "promote" else ()
+    command = [GHN_COMMAND, arguments[0], "--name", NAME, "--tracking-uri", tracking, *splits, *arguments[1:]]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -78,7 +81,17 @@ def test_a_better_candidate_becomes_champion_and_can_be_rolled_back(registry, tr
     again = ghn(tracking, "promote")
     assert again.returncode == 2 and "was rolled back" in again.stderr and int(champion().version) == first
     last = ghn(tracking, "rollback", "--reason", "further")
-    assert last.returncode == 2 and "first champion" in last.stderr
+    assert last.returncode == 2 and "no champion before it" in last.stderr
+
+
+def test_a_rollback_passes_over_versions_that_were_rolled_back(registry, tracking: str) -> None:
+    versions = [registry(val=spread(accuracy)) for accuracy in (40, 41, 42)]
+    client = mlflow.MlflowClient()
+    for version in versions:
+        client.set_registered_model_alias(NAME, "candidate", str(version))
+        promote(NAME, tracking_uri=tracking, splits=("val",))
+    client.set_model_version_tag(NAME, str(versions[1]), "ghn.rolled_back", "2026-01-01")
+    assert rollback(NAME, tracking_uri=tracking, reason="test")["version"] == versions[0]
 
 
 def test_what_is_not_whole_never_promotes(registry, tracking: str, tmp_path: Path) -> None:
@@ -87,15 +100,22 @@ def test_what_is_not_whole_never_promotes(registry, tracking: str, tmp_path: Pat
     version = registry()
     done = ghn(tracking, "promote")
     assert done.returncode == 2 and f"ghn evaluate --model models:/{NAME}/{version}" in done.stderr
-    whole = json.dumps(evaluation(version, {"val": spread(40)}))
+    run_id = mlflow.MlflowClient().get_model_version(NAME, str(version)).run_id
+    whole = json.dumps(evaluation(version, {"val": spread(40)}, run_id=run_id))
     for content in (whole[:-30], "", "[]", whole.replace('"mean": 40.0', '"mean": 50.0')):
         file = tmp_path / "cut.json"
         file.write_text(content)
         done = ghn(tracking, "promote", "--evaluation", str(file))
         assert done.returncode == 5 and "broken or incomplete" in done.stderr and "Traceback" not in done.stderr
-    file.write_text(json.dumps(evaluation(version + 1, {"val": spread(40)})))
-    done = ghn(tracking, "promote", "--evaluation", str(file))
-    assert done.returncode == 2 and f"of {NAME} version {version + 1}, not of" in done.stderr
+    for other in (
+        evaluation(version + 1, {"val": spread(40)}, run_id=run_id),
+        evaluation(version, {"val": spread(40)}),
+    ):
+        file.write_text(json.dumps(other))
+        done = ghn(tracking, "promote", "--evaluation", str(file))
+        assert done.returncode == 2 and f"not of {NAME} version {version}" in done.stderr
+    done = ghn(tracking, "promote", "--evaluation", str(tmp_path))
+    assert done.returncode == 2 and "can not read" in done.stderr
     assert champion() is None
     file.write_text(whole)
     assert ghn(tracking, "promote", "--evaluation", str(file)).returncode == 0 and int(champion().version) == version
@@ -107,3 +127,9 @@ def test_a_registry_or_model_that_is_not_there_is_named(registry, tracking: str)
         [GHN_COMMAND, "promote", "--name", "nobody", "--tracking-uri", tracking], capture_output=True, text=True
     )
     assert nobody.returncode == 2 and "no registered model nobody" in nobody.stderr
+    nowhere = subprocess.run(
+        [GHN_COMMAND, "promote", "--name", NAME, "--tracking-uri", "sqlite:////proc/nowhere/mlflow.db"],
+        capture_output=True,
+        text=True,
+    )
+    assert nowhere.returncode == 4 and "Traceback" not in nowhere.stderr and "/proc/nowhere" in nowhere.stderr

@@ -70,7 +70,9 @@ def test_from_a_run_to_a_served_prediction(trained: Path, s3: str, tmp_path: Pat
     assert evaluation["model"]["version"] == 1 and evaluation["splits"]["test"]["networks"] == 2
     again = evaluate(str(trained / "model"), out=tmp_path / "again.json", networks=2, **arguments)
     assert again["networks"] == evaluation["networks"]  # the registered weights are those of the run
-    assert "evaluation.json" in {item.path for item in client.list_artifacts(first["run_id"])}
+    assert [item.path for item in client.list_artifacts(first["run_id"], "evaluations")] == [
+        "evaluations/ghn2-digits-1.json"
+    ]
     assert client.get_run(first["run_id"]).data.metrics["eval.test.mean"] == evaluation["splits"]["test"]["mean"]
 
     with socket.socket() as probe:

@@ -13,12 +13,12 @@ from ghn.errors import DataError, InputError
 from pipelines.comparison import compare, difference, is_improvement, read_evaluation
 from tests.evaluations import evaluation, spread
 
-ACCURACIES = st.lists(st.integers(0, 1000).map(lambda x: x / 10), min_size=8, max_size=40)
+ACCURACIES = st.lists(st.integers(0, 1000).map(lambda x: x / 10), min_size=20, max_size=40)
 
 
 def verdicts(candidate: dict[str, Any], champion: dict[str, Any] | None) -> dict[str, str]:
     found = compare(
-        read_evaluation(candidate, "candidate"), read_evaluation(champion, "champion") if champion else None
+        read_evaluation(candidate, "candidate"), read_evaluation(champion, "champion") if champion else None, ()
     )
     return {item.split: item.verdict for item in found}
 
@@ -62,7 +62,7 @@ def test_only_val_chooses_and_other_splits_veto() -> None:
     assert verdicts(evaluation(2, better), champion) == {"val": "better", "wide": "no difference beyond noise"}
     for val, wide, wanted in ((42, 40, True), (42, 43, True), (42, 39, False), (40, 60, False), (39, 60, False)):
         candidate = read_evaluation(evaluation(2, {"val": spread(val), "wide": spread(wide)}), "candidate")
-        assert is_improvement(compare(candidate, read_evaluation(champion, "champion"))) is wanted
+        assert is_improvement(compare(candidate, read_evaluation(champion, "champion"), ("wide",))) is wanted
 
 
 def test_the_first_champion_must_be_better_than_random_initialization() -> None:
@@ -71,8 +71,8 @@ def test_the_first_champion_must_be_better_than_random_initialization() -> None:
 
 
 def test_few_networks_neither_choose_nor_veto() -> None:
-    champion = evaluation(1, {"val": spread(40, 7), "predefined": [50, 50]})
-    found = verdicts(evaluation(2, {"val": spread(60, 7), "predefined": [20, 20]}), champion)
+    champion = evaluation(1, {"val": spread(40, 19), "predefined": [50, 50]})
+    found = verdicts(evaluation(2, {"val": spread(60, 19), "predefined": [20, 20]}), champion)
     assert found == {"val": "too few networks", "predefined": "too few networks"}
 
 
@@ -86,6 +86,9 @@ def test_few_networks_neither_choose_nor_veto() -> None:
         (("networks", 3, "index"), 4, "20 networks"),
         (("networks",), None, "networks"),
         (("images", "manifest"), None, "manifest"),
+        (("schema_version",), 2, "schema_version"),
+        (("networks", 3, "split"), "wide", "same splits"),
+        (("architectures", "manifests"), {}, "same splits"),
     ],
 )
 def test_a_broken_evaluation_is_refused(path: tuple[Any, ...], value: Any, named: str) -> None:
@@ -122,6 +125,8 @@ def test_evaluations_made_in_other_ways_are_not_compared(path: tuple[Any, ...], 
 
 def test_other_networks_or_no_val_are_not_compared() -> None:
     with pytest.raises(InputError, match="other networks"):
-        verdicts(evaluation(2, {"val": spread(60)}), evaluation(1, {"val": spread(40, 19)}))
+        verdicts(evaluation(2, {"val": spread(60)}), evaluation(1, {"val": spread(40, 21)}))
     with pytest.raises(InputError, match="not evaluated on val"):
         verdicts(evaluation(2, {"test": spread(60)}), None)
+    with pytest.raises(InputError, match="not evaluated on wide, deep;"):
+        compare(read_evaluation(evaluation(2, {"val": spread(60)}), "candidate"), None, ("val", "wide", "deep"))
