@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,8 +68,13 @@ def draw_curve(rows: Sequence[Mapping[str, Any]]) -> str:
         (right, "accuracy", 100.0, PREDICTED_COLOUR, "training accuracy, %"),
     ):
         values = factor * np.array([row[key] for row in rows], dtype=float)
+        smooth = _smooth(values)
         axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
-        axes.plot(steps, _smooth(values), color=colour, linewidth=1.6)
+        axes.plot(steps, smooth, color=colour, linewidth=1.6)
+        if not np.isnan(smooth).all():
+            low, high = np.nanmin(smooth), np.nanmax(smooth)
+            margin = 0.5 * (high - low) + 0.01 * abs(high) + 1e-3
+            axes.set_ylim(low - margin, high + margin)
         axes.set_ylabel(label, color=colour)
         axes.spines[["top"]].set_visible(False)
     for before, after in itertools.pairwise(rows):
@@ -80,11 +86,12 @@ def draw_curve(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _smooth(values: np.ndarray, window: int = 25) -> np.ndarray:
-    """Centred running mean that leaves gaps out."""
-    kernel = np.ones(min(window, len(values)))
-    known = ~np.isnan(values)
-    weights = np.convolve(known, kernel, mode="same")
-    return np.convolve(np.where(known, values, 0.0), kernel, mode="same") / np.maximum(weights, 1)
+    """Centred running median that leaves gaps out: one network's loss may be a thousand times the others'."""
+    half = min(window, len(values)) // 2
+    padded = np.pad(values, half, constant_values=np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of windows with nothing but gaps
+        return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
 
 
 def draw_graph(graph: ArchitectureGraph, title: str) -> str:
