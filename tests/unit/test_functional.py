@@ -36,10 +36,10 @@ def _compare(architecture: Architecture, *, training: bool, batch: int = 2) -> N
             logits = architecture.run(parameters, x, training=training)
         factor = torch.arange(logits.numel(), dtype=torch.float64).view_as(logits).cos()
         results.append([logits, *torch.autograd.grad((logits * factor).sum(), list(parameters.values()))])
-    largest = max(float(tensor.norm()) for tensor in results[0])
+    largest = max(float(tensor.detach().norm()) for tensor in results[0])
     for other in results[1:]:
         for one, tensor in zip(results[0], other, strict=True):  # deep networks on tiny maps magnify rounding
-            assert float((tensor - one).norm()) <= 1e-5 * float(one.norm()) + 1e-7 * largest
+            assert float((tensor - one).detach().norm()) <= 1e-5 * float(one.detach().norm()) + 1e-7 * largest
 
 
 @given(architecture=architectures(), training=st.booleans())
