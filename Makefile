@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo smoke test integration check format parity bench docker clean
+.PHONY: help setup demo smoke airflow test integration check format parity bench docker clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -14,7 +14,7 @@ setup: $(READY) ## Make the virtual environment from the pinned constraints
 $(READY): pyproject.toml constraints.txt infra/prepare.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[train,demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[train,demo,airflow,dev]'
 	$(BIN)/python infra/prepare.py
 	touch $@
 
@@ -23,6 +23,9 @@ demo: $(READY) ## Run the main job; IMAGES=<folder or zip with class folders> fo
 
 smoke: $(READY) ## Run the same job on a tiny shard, in under three minutes
 	$(BIN)/ghn demo --tiny --out runs/smoke
+
+airflow: $(READY) ## Run Airflow, MLflow and an object store with all DAGs, and say where to click; Ctrl-C stops it
+	$(BIN)/ghn airflow --folder runs/airflow --port $(or $(PORT),8080)
 
 test: $(READY) ## Run the tests (at most ten minutes, no root)
 	$(BIN)/python -m pytest -m "not integration"

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
-from ghn_operator import GhnOperator
+from ghn_airflow.operator import GhnOperator
 
 EVALUATED = ("val", "test", "wide", "deep", "dense", "bnfree", "predefined")
 IMAGE_SIZE = "16"

@@ -125,6 +125,14 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {**facts, "recipe": {"images": images}} if images else facts
 
 
+def weights_digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 that tells a checkpoint's weights from others': of the folder's weights, or of an official file."""
+    location = Path(path)
+    if location.is_file():
+        return hashlib.sha256(location.read_bytes()).hexdigest()
+    return str(_read_config(location)["weights_sha256"])
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG_NAME
     if not file.is_file():

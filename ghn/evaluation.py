@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,45 +15,62 @@ from ghn.hypernet import GHN
 from ghn.prediction import predict
 
 BATCHNORM_POLICY = "batch statistics"
+PREDICTED, RANDOM = "predicted", "random"
+
+Metric = Literal["top1", "top5"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Accuracy of one network with one set of parameters, in percent.
+
+    Attributes:
+        top1: images whose class got the largest logit.
+        top5: images whose class is among the five largest (the paper's measure on ImageNet).
+        failure: why the network could not be run, or ""; then both accuracies are 0.
+
+    """
+
+    top1: float
+    top5: float
+    failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFacts:
+    """How large a network is.
+
+    Attributes:
+        nodes: of its graph.
+        depth: nodes with parameters on the graph's longest path.
+        width: output channels, on average over its weights but the classifier's.
+        parameters: values that are predicted.
+
+    """
+
+    nodes: int
+    depth: int
+    width: float
+    parameters: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkResult:
-    """One network of a split; accuracies in percent.
-
-    Attributes:
-        split: the split it belongs to.
-        index: its position there.
-        nodes: nodes of its graph.
-        parameters: predicted parameters.
-        accuracy: top-1 with predicted parameters; a network whose logits are not finite scores 0.
-        baseline: top-1 of the same network with its ordinary random initialization.
-        failure: why the prediction failed, or "".
-        top5: accuracy where the right class has to be among the five best answers (the paper's measure on ImageNet).
-
-    """
+    """One network of a split with the scores of every method (``predicted``, ``random``, baselines) by its name."""
 
     split: str
     index: int
-    nodes: int
-    parameters: int
-    accuracy: float
-    baseline: float
-    failure: str = ""
-    top5: float = 0.0
+    facts: NetworkFacts
+    scores: Mapping[str, Score] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitSummary:
-    """Mean and spread over all networks of a split, failed ones counted in; accuracies in percent."""
+class Summary:
+    """Accuracies of one method over all networks of a split, failed ones counted in, in percent."""
 
-    networks: int
     mean: float
     stderr: float
     best: float
-    baseline_mean: float
-    failed: int
-    top5_mean: float = 0.0
 
 
 def top1(logits_NK: Tensor, labels_N: Tensor) -> int:
@@ -68,46 +86,62 @@ def top_k(logits_NK: Tensor, labels_N: Tensor, k: int) -> int:
 
 
 @torch.no_grad()
-def accuracy(
-    architecture: Architecture,
-    parameters: Mapping[str, Tensor] | None,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    seed: int = 0,
-) -> float:
-    """Return top-1 accuracy in percent; see :func:`accuracies`."""
-    return accuracies(architecture, parameters, batches, seed)[0]
-
-
-@torch.no_grad()
-def accuracies(
-    architecture: Architecture,
-    parameters: Mapping[str, Tensor] | None,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Return top-1 and top-5 accuracy in percent of one network in evaluation mode, BatchNorm using batch statistics.
+def score(
+    architecture: Architecture, parameters: Mapping[str, Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+) -> Score:
+    """Measure one network in evaluation mode, batch normalization using batch statistics.
 
     Args:
         architecture: the network.
-        parameters: its predicted parameters, or ``None`` for its ordinary random initialization.
+        parameters: all its parameters by name.
         batches: (images (N, 3, S, S), class numbers (N,)).
-        seed: of the random initialization.
 
     """
-    if parameters is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            parameters = dict(architecture.network().named_parameters())
     correct, among_five, total = 0, 0, 0
     for images, labels in batches:
         logits = architecture.run(parameters, images, training=False)
         correct += top1(logits, labels)
         among_five += top_k(logits, labels, 5)
         total += len(labels)
-    return 100.0 * correct / max(total, 1), 100.0 * among_five / max(total, 1)
+    return Score(top1=100.0 * correct / max(total, 1), top5=100.0 * among_five / max(total, 1))
 
 
 @torch.no_grad()
+def score_predicted(hypernet: GHN, architecture: Architecture, batches: Iterable[tuple[Tensor, Tensor]]) -> Score:
+    """Measure a network with predicted parameters; one whose parameters are not finite fails."""
+    prediction = predict(hypernet, architecture.graph)
+    if not all(torch.isfinite(tensor).all() for tensor in prediction.values()):
+        return Score(top1=0.0, top5=0.0, failure="non-finite parameters")
+    return score(architecture, prediction, batches)
+
+
+def score_random(architecture: Architecture, batches: Iterable[tuple[Tensor, Tensor]], seed: int) -> Score:
+    """Measure a network with its ordinary random initialization, drawn from a seed."""
+    return score(architecture, random_parameters(architecture, seed), batches)
+
+
+def random_parameters(architecture: Architecture, seed: int) -> dict[str, Tensor]:
+    """Return a network's ordinary random initialization; the caller's random numbers are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {name: tensor.detach() for name, tensor in architecture.network().named_parameters()}
+
+
+def describe(architecture: Architecture) -> NetworkFacts:
+    """Return how large a network is."""
+    graph = architecture.graph
+    channels = [p.shape[0] for node in graph.nodes for p in node.parameters if p.role == "weight" and len(p.shape) > 1]
+    longest = [0] * len(graph)
+    for u, v in sorted(graph.edges, key=lambda edge: edge[1]):  # nodes are in topological order
+        longest[v] = max(longest[v], longest[u] + bool(graph.nodes[v].parameters))
+    return NetworkFacts(
+        nodes=len(graph),
+        depth=longest[-1],
+        width=round(sum(channels) / len(channels), 2) if channels else 0.0,
+        parameters=sum(math.prod(p.shape) for p in graph.parameters),
+    )
+
+
 def evaluate_networks(
     hypernet: GHN,
     architectures: Sequence[Architecture],
@@ -116,32 +150,26 @@ def evaluate_networks(
     seed: int = 0,
     on_result: Callable[[NetworkResult], None] | None = None,
 ) -> list[NetworkResult]:
-    """Evaluate predicted parameters and the random-initialization baseline on the same networks and images.
+    """Evaluate predicted parameters and random initialization on the same networks and images.
 
     Args:
         hypernet: the hypernetwork under test.
         architectures: networks of any splits.
         batches: the test images.
-        seed: the baseline of architecture ``index`` is initialized from ``seed + index``.
+        seed: architecture ``index`` is initialized from ``seed + index``.
         on_result: called after each network (for progress).
 
     """
     results = []
     for architecture in architectures:
-        failure = ""
-        prediction = predict(hypernet, architecture.graph)
-        if not all(torch.isfinite(tensor).all() for tensor in prediction.values()):
-            failure = "non-finite parameters"
-        predicted, top5 = (0.0, 0.0) if failure else accuracies(architecture, prediction, batches)
         result = NetworkResult(
             split=architecture.split,
             index=architecture.index,
-            nodes=len(architecture.graph),
-            parameters=sum(tensor.numel() for tensor in prediction.values()),
-            accuracy=predicted,
-            baseline=accuracy(architecture, None, batches, seed=seed + architecture.index),
-            failure=failure,
-            top5=top5,
+            facts=describe(architecture),
+            scores={
+                PREDICTED: score_predicted(hypernet, architecture, batches),
+                RANDOM: score_random(architecture, batches, seed + architecture.index),
+            },
         )
         results.append(result)
         if on_result:
@@ -149,18 +177,10 @@ def evaluate_networks(
     return results
 
 
-def summarize(results: Sequence[NetworkResult]) -> SplitSummary:
-    """Return mean, standard error of the mean, best and baseline mean over the networks of one split (at least one)."""
-    scores = [result.accuracy for result in results]
-    n = len(scores)
-    mean = sum(scores) / n
-    variance = sum((score - mean) ** 2 for score in scores) / (n - 1) if n > 1 else 0.0
-    return SplitSummary(
-        networks=n,
-        mean=mean,
-        stderr=math.sqrt(variance / n),
-        best=max(scores),
-        baseline_mean=sum(result.baseline for result in results) / n,
-        failed=sum(bool(result.failure) for result in results),
-        top5_mean=sum(result.top5 for result in results) / n,
-    )
+def summarize(scores: Sequence[Score], metric: Metric = "top1") -> Summary:
+    """Return mean, standard error of the mean and best over the networks of one split (at least one)."""
+    values = [getattr(item, metric) for item in scores]
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((value - mean) ** 2 for value in values) / (n - 1) if n > 1 else 0.0
+    return Summary(mean=mean, stderr=math.sqrt(variance / n), best=max(values))

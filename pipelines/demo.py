@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ghn.errors import EnvironmentSetupError, GHNError, InputError
+from pipelines.evaluation.report import table
 from pipelines.progress import EVENTS_VARIABLE
-from pipelines.report import table
 from pipelines.storage import LocalStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]

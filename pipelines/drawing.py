@@ -1,4 +1,4 @@
-"""Pictures as self-contained SVG: accuracy per split, the training curve, and computational graphs."""
+"""Pictures as self-contained SVG: the training curve, and computational graphs."""
 
 from __future__ import annotations
 
@@ -31,30 +31,12 @@ if set(_COLOURS) != set(PRIMITIVES):
     raise RuntimeError("every primitive needs a colour")
 
 
-def _svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """Return a figure as SVG text, the same for the same figure."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]
-
-
-def draw_splits(splits: Mapping[str, Mapping[str, float]], chance: float) -> str:
-    """Draw mean accuracy per split with its standard error, beside the random-initialization baseline; percent."""
-    figure = Figure(figsize=(8, 3.2))
-    axes = figure.subplots()
-    x = np.arange(len(splits))
-    rows = list(splits.values())
-    means, errors = [row["mean"] for row in rows], [row["stderr"] for row in rows]
-    axes.bar(x - 0.2, means, 0.4, yerr=errors, capsize=3, color=PREDICTED_COLOUR, label="predicted parameters")
-    axes.bar(x + 0.2, [row["baseline_mean"] for row in rows], 0.4, color=BASELINE_COLOUR, label="random initialization")
-    axes.scatter(x - 0.2, [row["best"] for row in rows], marker="_", s=160, color="#1e3a8a", label="best network")
-    axes.axhline(chance, color="#111827", linewidth=0.8, linestyle=":", label=f"chance ({chance:g}%)")
-    axes.set_xticks(x, [f"{name}\n({row['networks']:g})" for name, row in splits.items()])
-    axes.set_ylabel("test accuracy, %")
-    axes.set_ylim(0, 100)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.16))
-    return _svg(figure)
 
 
 def draw_curve(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -82,7 +64,7 @@ def draw_curve(rows: Sequence[Mapping[str, Any]]) -> str:
             left.axvline(after["step"], color="#111827", linestyle="--", linewidth=0.8)
             left.annotate("resumed", (after["step"], left.get_ylim()[1]), fontsize=8, ha="left", va="top")
     left.set_xlabel("meta-training step")
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _smooth(values: np.ndarray, window: int = 25) -> np.ndarray:
@@ -112,7 +94,7 @@ def draw_graph(graph: ArchitectureGraph, title: str) -> str:
     axes.set_axis_off()
     axes.set_title(f"{title}: {len(graph)} nodes, {len(graph.edges)} edges", loc="left", fontsize=10)
     axes.legend(frameon=False, ncols=6, loc="upper left", bbox_to_anchor=(0, 0), fontsize=8)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def _place(graph: ArchitectureGraph) -> np.ndarray:

@@ -39,8 +39,13 @@ def die_with_parent() -> None:
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is None and not {"TORCHELASTIC_RUN_ID", "CROSS_RANK"} & set(os.environ):
         return
+    die_with(None if parent is None else int(parent))
+
+
+def die_with(parent: int | None) -> None:
+    """Let the system kill this process when its parent ends; ``parent`` is its process id, in case it is gone already."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent is not None and os.getppid() != int(parent):
+    if parent is not None and os.getppid() != parent:
         os._exit(1)

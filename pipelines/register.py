@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ghn.checkpoint import CONFIG_NAME, load_checkpoint, read_metadata
-from ghn.errors import InputError, StorageError
+from ghn.errors import InputError
 from pipelines.lineage import inputs, tags
 from pipelines.progress import emit
+from pipelines.registry import CANDIDATE, open_registry
 from pipelines.settings import Recipe, load_recipe
 from pipelines.training.state import AVERAGE_NAME, METRICS_NAME, MODEL_NAME, RECIPE_NAME, read_metrics
 from pipelines.training.tracking import flatten, tracked_run
 
-CANDIDATE = "candidate"
 _WEIGHTS_TAG = "ghn.weights_sha256"
 _MAX_CURVE_POINTS = 500
 
@@ -64,13 +63,9 @@ def register(
     digest = json.loads((model / CONFIG_NAME).read_text())["weights_sha256"]
     recipe = load_recipe(str(run / RECIPE_NAME))
 
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    with open_registry(tracking_uri) as client:
+        import mlflow
 
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    mlflow.set_tracking_uri(tracking_uri)
-    try:
-        client = mlflow.MlflowClient()
         version = next(
             iter(client.search_model_versions(f"name='{_quoted(name)}' and tags.`{_WEIGHTS_TAG}`='{digest}'")), None
         )
@@ -79,14 +74,6 @@ def register(
             model_id = _log_model(run_id, model)
             version = mlflow.register_model(model_id, name, tags=_lineage(recipe, model, digest))
         client.set_registered_model_alias(name, alias, version.version)
-    except (MlflowException, OSError) as error:
-        raise StorageError(
-            f"can not register {run} in {tracking_uri}: {error}; check the registry and {artifacts}"
-        ) from error
-    except Exception as error:
-        if type(error).__module__.startswith(("boto", "sqlalchemy")):
-            raise StorageError(f"can not register {run}: {error}; check {tracking_uri} and {artifacts}") from error
-        raise
     result = {
         "name": name,
         "version": int(version.version),

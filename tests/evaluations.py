@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.evaluation.summary import summary_of
+
 NETWORKS = 20
 
 
@@ -12,23 +14,30 @@ def evaluation(
     version: int, accuracies: Mapping[str, Sequence[float]], *, baseline: float = 10.0, run_id: str = "unknown"
 ) -> dict[str, Any]:
     """Return an evaluation of a version of ghn2-test with these accuracies on each split."""
+
+    def score(value: float) -> dict[str, Any]:
+        return {"top1": value, "top5": min(100.0, 2 * value), "failure": ""}
+
+    facts = {"nodes": 9, "depth": 4, "width": 16.0, "parameters": 99}
     networks = [
-        {"split": split, "index": i, "nodes": 9, "parameters": 99, "accuracy": a, "baseline": baseline, "failure": ""}
+        {"split": split, "index": i, "facts": facts, "scores": {"predicted": score(a), "random": score(baseline)}}
         for split, values in accuracies.items()
         for i, a in enumerate(values)
     ]
-    splits = {
-        split: {"networks": len(values), "mean": sum(values) / len(values)} for split, values in accuracies.items()
-    }
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": {"uri": f"models:/ghn2-test/{version}", "name": "ghn2-test", "version": version, "run_id": run_id},
-        "metric": "top-1 accuracy in percent",
+        "metric": "top1",
+        "chance": 10.0,
         "batchnorm": "batch statistics",
-        "images": {"url": "images", "manifest": "a1", "split": "test", "count": 256},
+        "images": {"url": "images", "manifest": "a1", "split": "test", "count": 256, "size": 16, "classes": 10},
         "architectures": {"url": "nets", "manifests": dict.fromkeys(accuracies, "b2")},
-        "splits": splits,
+        "methods": {"predicted": {"kind": "predicted"}, "random": {"kind": "random"}},
+        "splits": summary_of(networks, "top1"),
         "networks": networks,
+        "published": None,
+        "champion": None,
+        "previous": None,
     }
 
 

@@ -19,7 +19,7 @@ from ghn.architecture import Architecture, Spec, spec_from_json
 from ghn.errors import InputError
 from ghn.genotype import ArchitectureSpec
 from ghn.space import redraw_widths
-from pipelines.image_batch import Decoded, decode, decode_augmented, to_batch
+from pipelines.image_batch import decode, decode_augmented, to_batch
 from pipelines.progress import emit
 from pipelines.settings import ArchitectureSettings, ImageSettings, Recipe
 from pipelines.shards.reader import Kind, ReaderState, ShardReader, open_reader
@@ -130,17 +130,8 @@ class MetaBatches:
         return MetaBatch(specs=specs, batches=batches, architecture_of=self._architecture)
 
     def _batch(self, samples: list[dict[str, Any]], stream: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        settings = self.recipe.images
         rng = np.random.default_rng([self.recipe.training.seed, _AUGMENT_STREAM, *stream])
-        decoded = []
-        for sample in samples:
-            if settings.augment == "imagenet":
-                decoded.append(decode_augmented(sample, settings.size, rng))
-                continue
-            if _PIXELS not in sample:  # the reader keeps the samples of a small shard set
-                sample[_PIXELS] = decode(sample, settings.size)
-            decoded.append(sample[_PIXELS])
-        return to_batch(decoded, settings.mean, settings.std, augmentation=settings.augment, rng=rng)
+        return training_batch(samples, self.recipe.images, rng)
 
     def _spec(self, sample: dict[str, Any], stream: tuple[int, int]) -> tuple[Spec, int]:
         """Return a sample's specification, with widths drawn for this use of it, and its index in the split."""
@@ -182,16 +173,16 @@ def read_architectures(root: str, split: str) -> list[Architecture]:
     ]
 
 
-def read_image_batches(
-    root: str, split: str, settings: ImageSettings, *, batch: int, limit: int | None = None
-) -> tuple[list[tuple[Tensor, Tensor]], int]:
-    """Return one split's images in batches, in stored (shuffled) order, and the number of classes."""
-    reader = open_reader(root, split, "images")
-    decoded: list[Decoded] = []
-    for sample in reader.in_order():
-        if limit is not None and len(decoded) == limit:
-            break
-        decoded.append(decode(sample, settings.size, settings.evaluated_side))
-    mean, std = settings.mean, settings.std
-    batches = [to_batch(decoded[start : start + batch], mean, std) for start in range(0, len(decoded), batch)]
-    return batches, len(reader.manifest.classes or ())
+def training_batch(
+    samples: Sequence[dict[str, Any]], settings: ImageSettings, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return samples as augmented images (N, 3, S, S) and class numbers (N,)."""
+    decoded = []
+    for sample in samples:
+        if settings.augment == "imagenet":
+            decoded.append(decode_augmented(sample, settings.size, rng))
+            continue
+        if _PIXELS not in sample:  # the reader keeps the samples of a small shard set
+            sample[_PIXELS] = decode(sample, settings.size)
+        decoded.append(sample[_PIXELS])
+    return to_batch(decoded, settings.mean, settings.std, augmentation=settings.augment, rng=rng)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ghn.errors import InputError, TrainingError, TrainingStoppedError
+from ghn.errors import EnvironmentSetupError, InputError, TrainingError, TrainingStoppedError
 from pipelines.ports import free_port
 from pipelines.process import PARENT_VARIABLE
 from pipelines.progress import emit
@@ -83,7 +83,7 @@ def locked(run: Path) -> Iterator[None]:
     """Hold a run folder for this process and those that it starts; wait a little for an earlier one to end.
 
     Raises:
-        InputError: if another process goes on using it.
+        EnvironmentSetupError: if another process goes on using it.
 
     """
     run.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def locked(run: Path) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     stream.seek(0)
                     owner = stream.read().strip() or "another process"
-                    raise InputError(
+                    raise EnvironmentSetupError(
                         f"{run} is in use by {owner}; wait for it, stop it, or give another --run"
                     ) from None
                 time.sleep(_POLL_S)

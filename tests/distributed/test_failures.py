@@ -194,7 +194,7 @@ def test_one_run_folder_is_for_one_job(shards: Path, tmp_path: Path) -> None:
     job = start(shards, run, steps=200)
     wait_for(job, run, 1)
     second = train(shards, run, steps=200)
-    assert second.returncode == 2 and f"in use by process {job.pid}" in second.stderr
+    assert second.returncode == 3 and f"in use by process {job.pid}" in second.stderr
     job.terminate()
     job.communicate(timeout=60)
 

@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from pipelines.promote import promote, rollback
+from pipelines.evaluation.promotion import promote, rollback
 from tests.distributed.jobs import GHN_COMMAND
 from tests.evaluations import evaluation, spread
 

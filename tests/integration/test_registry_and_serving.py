@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load
 
 from ghn import Architecture, load_checkpoint, predict, sample_architectures
-from pipelines.evaluate import evaluate
+from pipelines.evaluation.job import evaluate
 from pipelines.register import register
 from pipelines.shards.jobs import shard_deepnets, shard_images
 from tests.distributed.jobs import train
@@ -73,7 +73,10 @@ def test_from_a_run_to_a_served_prediction(trained: Path, s3: str, tmp_path: Pat
     assert [item.path for item in client.list_artifacts(first["run_id"], "evaluations")] == [
         "evaluations/ghn2-digits-1.json"
     ]
-    assert client.get_run(first["run_id"]).data.metrics["eval.test.mean"] == evaluation["splits"]["test"]["mean"]
+    assert (
+        client.get_run(first["run_id"]).data.metrics["eval.test.predicted.top1.mean"]
+        == (evaluation["splits"]["test"]["scores"]["predicted"]["top1"]["mean"])
+    )
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -132,12 +132,15 @@ def test_bad_models_and_specifications(tmp_path: Path) -> None:
         "ghn train",
     )
     nowhere = ("--images", str(tmp_path), "--deepnets", str(tmp_path), "--out", str(tmp_path / "e.json"))
-    refused(ghn("evaluate", "--model", str(model), *nowhere), "ghn shard images")
+    refused(ghn("evaluate", "--model", str(model), *nowhere), "ghn shard deepnets")
     registry = f"sqlite:///{tmp_path}/m.db"
     refused(
         ghn("evaluate", "--model", "models:/none@candidate", *nowhere, "--tracking-uri", registry),
         "models:/none@candidate",
     )
+    refused(ghn("evaluate", "--model", str(model), *nowhere, "--part", "1/2"), "--results")
+    refused(ghn("evaluate", "--model", str(model), *nowhere, "--results", str(tmp_path), "--part", "3/2"), "part 3/2")
+    refused(ghn("alert", "--name", "none", "--tracking-uri", registry), "no registered model none")
     refused(ghn("report", "--evaluation", "no.json", "--run", str(tmp_path), "--out", str(tmp_path)), "ghn evaluate")
     refused(ghn("demo", "--images", "no.zip", "--out", str(tmp_path / "d")), "no.zip does not exist")
     refused(ghn("demo", "--out", str(tmp_path)), "is not empty and holds no earlier demo")

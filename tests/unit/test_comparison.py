@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghn.errors import DataError, InputError
-from pipelines.comparison import compare, difference, is_improvement, read_evaluation
+from pipelines.evaluation.comparison import compare, difference, is_improvement, read_evaluation
 from tests.evaluations import evaluation, spread
 
 ACCURACIES = st.lists(st.integers(0, 1000).map(lambda x: x / 10), min_size=20, max_size=40)
@@ -80,13 +80,14 @@ def test_few_networks_neither_choose_nor_veto() -> None:
     ("path", "value", "named"),
     [
         (("splits", "val", "networks"), 21, "21"),
-        (("splits", "val", "mean"), 99.0, "mean"),
-        (("networks", 3, "accuracy"), float("nan"), "accuracy"),
-        (("networks", 3, "accuracy"), 101.0, "accuracy"),
+        (("splits", "val", "scores", "predicted", "top1", "mean"), 99.0, "mean"),
+        (("networks", 3, "scores", "predicted", "top1"), float("nan"), "top1"),
+        (("networks", 3, "scores", "random", "top5"), 101.0, "top5"),
         (("networks", 3, "index"), 4, "20 networks"),
         (("networks",), None, "networks"),
         (("images", "manifest"), None, "manifest"),
-        (("schema_version",), 2, "schema_version"),
+        (("networks", 3, "scores"), {}, "lacks scores of predicted"),
+        (("schema_version",), 1, "schema_version"),
         (("networks", 3, "split"), "wide", "same splits"),
         (("architectures", "manifests"), {}, "same splits"),
     ],
@@ -109,7 +110,7 @@ def test_a_broken_evaluation_is_refused(path: tuple[Any, ...], value: Any, named
         (("images", "manifest"), "other"),
         (("architectures", "manifests"), {"val": "other"}),
         (("batchnorm",), "running statistics"),
-        (("metric",), "top-5 accuracy in percent"),
+        (("metric",), "top5"),
     ],
 )
 def test_evaluations_made_in_other_ways_are_not_compared(path: tuple[Any, ...], value: Any) -> None:

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from ghn import GHN, GHNConfig, sample_architectures
-from ghn.evaluation import NetworkResult, accuracy, evaluate_networks, summarize, top1
 from ghn.functional import run_network
 from ghn.meta_step import meta_step
 
@@ -109,44 +108,3 @@ def test_non_finite_networks_are_skipped_and_named(hypernet: GHN, batch) -> None
     assert all(torch.isfinite(p.grad).all() for p in hypernet.parameters() if p.grad is not None)
     nothing = meta_step(lambda graphs: [broken(2 * graphs)[1]], nets[:1], [batch], weight=1.0)
     assert nothing.loss is None and nothing.losses == ()
-
-
-def test_evaluation_counts_and_is_deterministic(hypernet: GHN, batch) -> None:
-    nets = architectures(2)
-    seen: list[NetworkResult] = []
-    first = evaluate_networks(hypernet.eval(), nets, [batch], seed=3, on_result=seen.append)
-    assert seen == first == evaluate_networks(hypernet, nets, [batch], seed=3)
-    assert all(0 <= result.accuracy <= 100 and result.failure == "" for result in first)
-    assert first[0].parameters == sum(p.numel() for p in nets[0].network(device="meta").parameters())
-
-
-def test_baseline_is_the_ordinary_initialization(batch) -> None:
-    net = architectures(1)[0]
-    torch.manual_seed(5)
-    network = net.network().eval()
-    state = torch.get_rng_state()
-    with torch.no_grad():
-        expected = 100.0 * top1(network(batch[0]), batch[1]) / 8
-    assert accuracy(net, None, [batch], seed=5) == expected
-    assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are left alone
-
-
-def test_failed_networks_count_as_zero(hypernet: GHN, batch) -> None:
-    with torch.no_grad():
-        hypernet.decoder.conv[2].bias.fill_(float("nan"))
-    results = evaluate_networks(hypernet, architectures(1), [batch])
-    assert results[0].accuracy == 0 and results[0].failure == "non-finite parameters"
-    assert summarize(results).failed == 1
-    logits = torch.tensor([[1.0, 0.0], [float("nan"), 1.0]])
-    assert top1(logits, torch.tensor([0, 0])) == 1
-
-
-def test_summary_statistics() -> None:
-    rows = [
-        NetworkResult(split="test", index=i, nodes=1, parameters=1, accuracy=a, baseline=10.0)
-        for i, a in enumerate((20.0, 30.0, 40.0))
-    ]
-    summary = summarize(rows)
-    assert (summary.networks, summary.mean, summary.best, summary.baseline_mean) == (3, 30.0, 40.0, 10.0)
-    assert summary.stderr == pytest.approx(10 / 3**0.5)
-    assert summarize(rows[:1]).stderr == 0

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ghn.errors import InputError
-from pipelines.comparison import Difference, Evaluation, compare, is_improvement, read_evaluation
-from pipelines.evaluate import DEFAULT_SPLITS, evaluation_artifact, registry_errors
+from pipelines.evaluation.comparison import Difference, Evaluation, compare, is_improvement
+from pipelines.evaluation.inputs import DEFAULT_SPLITS
+from pipelines.evaluation.stored import parse_evaluation, stored_evaluation
 from pipelines.progress import emit
-from pipelines.register import CANDIDATE
+from pipelines.registry import CANDIDATE, CHAMPION, find_version, open_registry
 
-CHAMPION = "champion"
 _BEFORE_TAG = "ghn.champion_before"
 _ROLLED_BACK_TAG = "ghn.rolled_back"
 _LONGEST_DESCRIPTION = 5000  # in registries on PostgreSQL and MySQL
@@ -53,8 +50,8 @@ def promote(
         StorageError: if the registry can not be used.
 
     """
-    with _registry(tracking_uri) as client:
-        candidate, champion = (_find(client, name, alias) for alias in (CANDIDATE, CHAMPION))
+    with open_registry(tracking_uri) as client:
+        candidate, champion = (find_version(client, name, alias) for alias in (CANDIDATE, CHAMPION))
         if candidate is None:
             raise InputError(f"{name} has no version with the alias {CANDIDATE}; register one with `ghn register`")
         result = {"name": name, "version": int(candidate.version), "champion": champion and int(champion.version)}
@@ -95,8 +92,8 @@ def rollback(name: str, *, tracking_uri: str, reason: str) -> dict[str, Any]:
         StorageError: if the registry can not be used.
 
     """
-    with _registry(tracking_uri) as client:
-        champion = _find(client, name, CHAMPION)
+    with open_registry(tracking_uri) as client:
+        champion = find_version(client, name, CHAMPION)
         if champion is None:
             raise InputError(f"{name} has no champion to roll back")
         before = _champion_before(client, champion)
@@ -107,18 +104,6 @@ def rollback(name: str, *, tracking_uri: str, reason: str) -> dict[str, Any]:
     result = {"name": name, "version": int(before), "left": int(champion.version)}
     emit("rollback", reason=reason, **result)
     return result
-
-
-@contextlib.contextmanager
-def _registry(tracking_uri: str) -> Iterator[Any]:
-    """Give a client of the registry."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow
-
-    with registry_errors(f"the registry {tracking_uri}"):
-        mlflow.set_tracking_uri(tracking_uri)
-        yield mlflow.MlflowClient()
 
 
 def _champion_before(client: Any, champion: Any) -> str:
@@ -134,53 +119,17 @@ def _champion_before(client: Any, champion: Any) -> str:
     raise InputError(f"{champion.name} version {champion.version} has no champion before it that was not rolled back")
 
 
-def _find(client: Any, name: str, alias: str) -> Any:
-    """Return the version with an alias, ``None`` if there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        version = client.get_registered_model(name).aliases.get(alias)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise InputError(f"there is no registered model {name}; register one with `ghn register`") from error
-        raise
-    return None if version is None else client.get_model_version(name, version)
-
-
 def _evaluation(client: Any, version: Any, file: Path | None) -> Evaluation:
     """Return a version's evaluation, from a file or as ``ghn evaluate`` stored it with the version's run."""
-    label = f"{version.name} version {version.version}"
-    place = str(file or f"evaluation of {label}")
+    if file is None:
+        return stored_evaluation(client, version)
     try:
-        content = json.loads(file.read_text() if file else _stored(client, version))
+        text = file.read_text(errors="replace")
     except OSError as error:
         raise InputError(
-            f"can not read {place}: {error}; run `ghn evaluate --model models:/{version.name}/{version.version}`"
+            f"can not read {file}: {error}; run `ghn evaluate --model models:/{version.name}/{version.version}`"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        content = None
-    found = read_evaluation(content, place)
-    model = found.model
-    if (model.name, model.version, model.run_id) != (version.name, int(version.version), version.run_id):
-        raise InputError(
-            f"{place} is of {found.label} (run {model.run_id}), not of {label} (run {version.run_id}); "
-            "run `ghn evaluate` for that one"
-        )
-    return found
-
-
-def _stored(client: Any, version: Any) -> str:
-    import mlflow
-
-    path = evaluation_artifact(version.name, version.version)
-    with registry_errors(f"{path} of run {version.run_id}"):
-        if path not in {item.path for item in client.list_artifacts(version.run_id, str(Path(path).parent))}:
-            raise InputError(
-                f"{version.name} version {version.version} has no evaluation; "
-                f"run `ghn evaluate --model models:/{version.name}/{version.version}`"
-            )
-        text: str = mlflow.artifacts.load_text(f"runs:/{version.run_id}/{path}")
-    return text
+    return parse_evaluation(text, str(file), version)
 
 
 def _summary(promoted: bool, champion: Any, differences: Sequence[Difference]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ghn.errors import DataError, InputError
+from ghn.evaluation import PREDICTED, RANDOM, Metric
 
 CHOOSING_SPLIT = "val"
 _RESAMPLED = 10_000
@@ -46,24 +47,32 @@ class _Architectures(_Part):
     manifests: dict[str, str]
 
 
+class _Score(_Part):
+    top1: float = Field(ge=0, le=100)
+    top5: float = Field(ge=0, le=100)
+
+
 class _Network(_Part):
     split: str
     index: int
-    accuracy: float = Field(ge=0, le=100)
-    baseline: float = Field(ge=0, le=100)
+    scores: dict[str, _Score]
+
+
+class _Mean(_Part):
+    mean: float = Field(ge=0, le=100)
 
 
 class _Split(_Part):
     networks: int = Field(ge=1)
-    mean: float = Field(ge=0, le=100)
+    scores: dict[str, dict[str, _Mean]]
 
 
 class Evaluation(_Part):
     """What an evaluation (``ghn evaluate``) has to hold for a comparison."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     model: _Model
-    metric: str
+    metric: Metric
     batchnorm: str
     images: _Images
     architectures: _Architectures
@@ -79,8 +88,14 @@ class Evaluation(_Part):
             found = [network for network in self.networks if network.split == name]
             if len(found) != split.networks or len({network.index for network in found}) != len(found):
                 raise ValueError(f"split {name} has results of {len(found)} networks, not of {split.networks}")
-            if abs(sum(network.accuracy for network in found) / len(found) - split.mean) > 1e-6:
-                raise ValueError(f"the mean of split {name} is not that of its networks")
+            for method in (PREDICTED, RANDOM):
+                if method not in split.scores or any(method not in network.scores for network in found):
+                    raise ValueError(f"split {name} lacks scores of {method}")
+                mean = sum(getattr(network.scores[method], self.metric) for network in found) / len(found)
+                if self.metric not in split.scores[method]:
+                    raise ValueError(f"split {name} lacks {self.metric}")
+                if abs(mean - split.scores[method][self.metric].mean) > 1e-6:
+                    raise ValueError(f"the mean of split {name} is not that of its networks")
         return self
 
     @property
@@ -88,9 +103,13 @@ class Evaluation(_Part):
         """Name and version, for messages."""
         return f"{self.model.name} version {self.model.version}"
 
-    def accuracies(self, split: str, field: str = "accuracy") -> dict[int, float]:
-        """Return accuracies in percent by the index of the network."""
-        return {network.index: getattr(network, field) for network in self.networks if network.split == split}
+    def accuracies(self, split: str, method: str = PREDICTED) -> dict[int, float]:
+        """Return accuracies by the evaluation's metric, in percent, by the index of the network."""
+        return {
+            network.index: getattr(network.scores[method], self.metric)
+            for network in self.networks
+            if network.split == split
+        }
 
 
 def read_evaluation(content: Any, place: str) -> Evaluation:
@@ -174,7 +193,7 @@ def compare(candidate: Evaluation, champion: Evaluation | None, splits: Sequence
     found = []
     for split in candidate.splits:
         mine = candidate.accuracies(split)
-        others = champion.accuracies(split) if champion else candidate.accuracies(split, "baseline")
+        others = champion.accuracies(split) if champion else candidate.accuracies(split, RANDOM)
         indices = sorted(mine)
         found.append(difference(split, [mine[i] for i in indices], [others[i] for i in indices]))
     return found

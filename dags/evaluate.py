@@ -1,0 +1,134 @@
+"""### Evaluation on unseen architectures.
+
+Scores the model on every split, one mapped task for each split and part of its networks; then the champion, where there is
+another one, on the same networks and images; then writes the evaluation into MLflow and draws a report. At the end it looks for
+alarms: a loss beyond noise on any split, or an evaluation that is too old, fails the run with the numbers in the message.
+
+**Starts**: every night, when a new candidate was registered, or by hand. **Then**: `promote` starts.
+"""
+
+from __future__ import annotations
+
+import os
+
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context, task
+
+from ghn_airflow import defaults
+from ghn_airflow.assets import CANDIDATE, EVALUATION
+from ghn_airflow.operator import GhnOperator
+from ghn_airflow.settings import options, settings_of
+
+NIGHTLY = os.environ.get("GHN_EVALUATION_CRON", "0 3 * * *")
+
+with DAG(
+    dag_id="evaluate",
+    description="Score candidate and champion on every split",
+    doc_md=__doc__,
+    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable(NIGHTLY, timezone="UTC"), assets=CANDIDATE),
+    catchup=False,
+    tags=defaults.TAGS,
+    max_active_runs=1,
+    default_args=defaults.default_args(hours=24),
+    params={
+        "name": defaults.name(),
+        "alias": Param(
+            "candidate",
+            type="string",
+            enum=["candidate", "champion"],
+            title="alias",
+            description="Which version is looked at",
+        ),
+        "images": defaults.images(),
+        "deepnets": defaults.deepnets(title="architectures (shards, or an official .hdf5 file)"),
+        "splits": Param(
+            os.environ.get("GHN_EVALUATED_SPLITS", " ".join(defaults.EVALUATED)).split(),
+            type="array",
+            items={"type": "string", "enum": list(defaults.EVALUATED)},
+            examples=list(defaults.EVALUATED),
+            minItems=1,
+            title="splits",
+            description="To be scored",
+        ),
+        "chunks": Param(
+            int(os.environ.get("GHN_EVALUATION_CHUNKS", "2")),
+            type="integer",
+            minimum=1,
+            maximum=1000,
+            title="chunks",
+            description="Tasks that share each split",
+        ),
+        "networks": defaults.optional_count("networks", "At most so many of each split (empty: all)"),
+        "image_limit": defaults.optional_count("images", "At most so many (empty: all)"),
+        "baselines": Param(
+            [],
+            type="array",
+            items={"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]*=.+$"},
+            title="baselines",
+            section="Baselines",
+            description="One line for each: NAME=MODEL, e.g. ghn1=models:/ghn1-cifar10/3",
+        ),
+        "sgd_steps": Param(
+            0,
+            type="integer",
+            minimum=0,
+            title="SGD steps",
+            section="Baselines",
+            description="Train networks for so many steps, too: how many is a prediction worth? (0: do not)",
+        ),
+        "sgd_networks": defaults.optional_count(
+            "SGD networks", "Of each split, at most (empty: all)", section="Baselines"
+        ),
+        "max_age_hours": Param(
+            48.0,
+            type="number",
+            exclusiveMinimum=0,
+            title="oldest evaluation",
+            description="In hours, before there is an alarm",
+        ),
+        "backend": defaults.backend(),
+        "work": defaults.work(),
+    },
+) as dag:
+
+    @task(multiple_outputs=True, retries=0, inlets=[CANDIDATE])
+    def commands() -> dict[str, object]:
+        """Make the command lines, one for each split and chunk."""
+        context = get_current_context()
+        given = settings_of(context, inlets=[CANDIDATE])
+        folder = defaults.run_folder(given, context)
+        same = ("images", "deepnets", "networks", "image_limit")
+        measured = options(**{key: given[key] for key in same}, results=f"{folder}/scores")
+        compared = options(**{key: given[key] for key in ("sgd_steps", "sgd_networks")}, baseline=given["baselines"])
+        splits = options(split=given["splits"])
+        model = options(model=f"models:/{given['name']}@{given['alias']}", out=f"{folder}/evaluation.json")
+        champion = options(model=f"models:/{given['name']}@champion", out=f"{folder}/champion.json")
+        return {
+            "parts": [
+                ["evaluate", *model, *measured, *compared, f"--part={part}/{given['chunks']}", f"--split={split}"]
+                for split in given["splits"]
+                for part in range(1, given["chunks"] + 1)
+            ],
+            "champion": ["evaluate", *champion, *measured, *splits, "--optional"],
+            "summarize": ["evaluate", *model, *measured, *compared, *splits],
+            "report": ["report", *options(evaluation=f"{folder}/evaluation.json", out=folder)],
+            "alert": ["alert", *options(name=given["name"], max_age_hours=given["max_age_hours"])],
+            "announce": {"name": given["name"]},
+        }
+
+    @task(retries=0)
+    def parts(made: dict[str, list[list[str]]]) -> list[list[str]]:
+        """Give the list that is mapped over."""
+        return made["parts"]
+
+    made = commands()
+    where = {"backend": "{{ params.backend }}"}
+    score = GhnOperator.partial(
+        task_id="score", map_index_template="{{ task.arguments[-1] }} {{ task.arguments[-2] }}", **where
+    ).expand(arguments=parts(made))
+    champion = GhnOperator(task_id="champion", arguments=made["champion"], **where)
+    summarize = GhnOperator(
+        task_id="summarize", arguments=made["summarize"], outlets=[EVALUATION], announce=made["announce"], **where
+    )
+    report = GhnOperator(task_id="report", arguments=made["report"], **where)
+    alert = GhnOperator(task_id="alert", arguments=made["alert"], retries=0, **where)
+    score >> champion >> summarize >> report >> alert

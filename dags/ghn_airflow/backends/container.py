@@ -1,0 +1,66 @@
+"""Run a command in containers of the training image: one for each node, on a network of their own.
+
+The containers have the job's name, so a new try finds and removes what a try that was killed left behind. Secrets go into them
+by the names of variables only, which the client reads from its own environment.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+
+from ghn_airflow.backends.base import BackendError, Job, Log, Process, ProcessBackend
+
+IMAGE_VARIABLE, DOCKER_VARIABLE, VOLUMES_VARIABLE = "GHN_IMAGE", "GHN_DOCKER", "GHN_CONTAINER_VOLUMES"
+_PASSED = ("AWS_", "MLFLOW_", "GHN_CACHE", "GHN_GIT_COMMIT", "GHN_IMAGE_DIGEST", "OMP_NUM_THREADS")
+_PORT = "29531"
+
+
+class ContainerBackend(ProcessBackend):
+    """Docker, or what ``GHN_DOCKER`` names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._docker = shlex.split(os.environ.get(DOCKER_VARIABLE, "docker"))
+
+    def run(self, job: Job, log: Log) -> None:
+        """Run the command; errors as in :meth:`Backend.run`."""
+        names = [f"{job.name}-{i}" for i in range(job.nodes)]
+        self._remove(names, job.name)
+        if job.nodes > 1:
+            self._call("network", "create", job.name)
+        try:
+            self.run_processes([self._process(job, names, i) for i in range(job.nodes)], log, job.stop_s)
+        finally:
+            self._remove(names, job.name)
+
+    def _process(self, job: Job, names: list[str], i: int) -> Process:
+        """Return the client that runs one container and passes signals on to it."""
+        environment = {**os.environ, **job.environment}
+        command = [*self._docker, "run", "--name", names[i], "--hostname", names[i], "--entrypoint", "ghn"]
+        command += [part for name in sorted(environment) if name.startswith(_PASSED) for part in ("--env", name)]
+        for volume in os.environ.get(VOLUMES_VARIABLE, "").split():
+            command += ["--volume", volume]
+        if job.nodes > 1:
+            ranks = {"RANK": str(i), "WORLD_SIZE": str(job.nodes), "MASTER_ADDR": names[0], "MASTER_PORT": _PORT}
+            command += ["--network", job.name, *(part for item in ranks.items() for part in ("--env", "=".join(item)))]
+        elif network := os.environ.get("GHN_CONTAINER_NETWORK"):
+            command += ["--network", network]
+        command += [os.environ.get(IMAGE_VARIABLE, "ghn-train"), *job.arguments]
+        return Process(label=f"node {i}" if job.nodes > 1 else "", command=command, environment=job.environment)
+
+    def _remove(self, names: list[str], network: str) -> None:
+        """Remove the job's containers and network; what is not there is fine."""
+        self._call("rm", "--force", *names, check=False)
+        self._call("network", "rm", network, check=False)
+
+    def _call(self, *arguments: str, check: bool = True) -> None:
+        try:
+            done = subprocess.run([*self._docker, *arguments], capture_output=True, text=True, timeout=120)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BackendError(
+                f"can not run {self._docker[0]}: {error}; install Docker or set {DOCKER_VARIABLE}"
+            ) from error
+        if check and done.returncode:
+            raise BackendError(f"docker {' '.join(arguments)}: {done.stderr.strip()}; is the engine running?")

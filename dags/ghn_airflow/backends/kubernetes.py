@@ -1,0 +1,241 @@
+"""Run a command as a Kubernetes Indexed Job: one pod for each node; a headless Service gives them names.
+
+The Job has the job's name, so a new try joins one that runs, or replaces one that failed. Credentials come from a Secret
+that the pods read; they never pass through Airflow. Rendered manifests follow ``infra/kubernetes/``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ghn_airflow.backends.base import Backend, BackendError, Job, Log
+
+_PORT = 29531
+_POLL_S = 5.0
+_BACKOFF_LIMIT = 3
+_NOT_FOUND, _CONFLICT = 404, 409
+_INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+
+
+def settings() -> dict[str, str]:
+    """Return the installation's settings from the environment, with their defaults."""
+    names = {
+        "image": ("GHN_IMAGE", "ghn-train"),
+        "namespace": ("GHN_KUBERNETES_NAMESPACE", "default"),
+        "secret": ("GHN_KUBERNETES_SECRET", "ghn-s3"),
+        "claim": ("GHN_KUBERNETES_CLAIM", ""),
+        "cpu": ("GHN_KUBERNETES_CPU", "4"),
+        "memory": ("GHN_KUBERNETES_MEMORY", "16Gi"),
+        "gpus": ("GHN_KUBERNETES_GPUS", "0"),
+        "deadline_s": ("GHN_KUBERNETES_DEADLINE_S", "604800"),
+        "poll_s": ("GHN_KUBERNETES_POLL_S", str(_POLL_S)),
+    }
+    return {key: os.environ.get(variable, default) for key, (variable, default) in names.items()}
+
+
+def render(job: Job, given: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the Service (for more than one node) and the Job, ready to be sent."""
+    labels = {"app": "ghn", "ghn-job": job.name}
+    environment: list[dict[str, Any]] = []
+    if job.nodes > 1:
+        environment = [
+            {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}},
+            {"name": "WORLD_SIZE", "value": str(job.nodes)},
+            {"name": "MASTER_ADDR", "value": f"{job.name}-0.{job.name}"},
+            {"name": "MASTER_PORT", "value": str(_PORT)},
+            {"name": "GLOO_SOCKET_IFNAME", "value": "eth0"},
+        ]
+    resources = {"cpu": given["cpu"], "memory": given["memory"]}
+    if given["gpus"] != "0":
+        resources["nvidia.com/gpu"] = given["gpus"]
+    container: dict[str, Any] = {
+        "name": "ghn",
+        "image": given["image"],
+        "command": ["ghn"],
+        "args": list(job.arguments),
+        "env": environment,
+        "envFrom": [{"secretRef": {"name": given["secret"]}}],
+        "resources": {"limits": resources, "requests": resources},
+        "securityContext": {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 1000},
+    }
+    pod: dict[str, Any] = {
+        "restartPolicy": "OnFailure",  # all ranks end when one does; all start again and find the checkpoint
+        "terminationGracePeriodSeconds": int(job.stop_s),
+        "containers": [container],
+    }
+    if job.nodes > 1:
+        pod["subdomain"] = job.name
+    if given["claim"]:
+        container["volumeMounts"] = [{"name": "work", "mountPath": "/mnt/ghn"}]
+        pod["volumes"] = [{"name": "work", "persistentVolumeClaim": {"claimName": given["claim"]}}]
+    manifest = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": job.name, "labels": labels},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": job.nodes,
+            "parallelism": job.nodes,
+            "backoffLimit": _BACKOFF_LIMIT * job.nodes,
+            "activeDeadlineSeconds": int(given["deadline_s"]),
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": job.name, "labels": labels},
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {"ghn-job": job.name},
+            "ports": [{"name": "rendezvous", "port": _PORT}],
+        },
+    }
+    return [service, manifest] if job.nodes > 1 else [manifest]
+
+
+class KubernetesBackend(Backend):
+    """The cluster that the worker runs in, or that of the kubeconfig file."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+
+    def run(self, job: Job, log: Log) -> None:
+        """Run the command; errors as in :meth:`Backend.run`."""
+        try:
+            from kubernetes import client, config
+            from kubernetes.client.exceptions import ApiException
+        except ImportError as error:
+            raise BackendError(
+                "the back-end kubernetes needs the package kubernetes: pip install kubernetes"
+            ) from error
+        try:
+            config.load_config()
+        except config.ConfigException as error:
+            raise BackendError(f"no Kubernetes configuration: {error}; run in the cluster or set KUBECONFIG") from error
+        given = settings()
+        batch, core = client.BatchV1Api(), client.CoreV1Api()
+        try:
+            self._submit(job, given, batch, core, log)
+            self._follow(job, given, batch, core, log)
+        except ApiException as error:
+            raise BackendError(f"Kubernetes refused {job.name}: {error.status} {error.reason}: {error.body}") from error
+
+    def stop(self) -> None:
+        """Delete the Job with its pods; that is done where the Job is followed, at once."""
+        self._stopping.set()
+
+    def _submit(self, job: Job, given: Mapping[str, str], batch: Any, core: Any, log: Log) -> None:
+        from kubernetes.client.exceptions import ApiException
+
+        namespace = given["namespace"]
+        known = _get(batch, job.name, namespace)
+        if known is not None and _outcome(known) is None:
+            log(f"joining the Job {namespace}/{job.name}, which an earlier try of this task started")
+            return
+        if known is not None:
+            self._delete(job, namespace, batch, core)
+        for manifest in render(job, given):
+            create = batch.create_namespaced_job if manifest["kind"] == "Job" else core.create_namespaced_service
+            try:
+                create(namespace, manifest)
+            except ApiException as error:
+                if error.status != _CONFLICT:
+                    raise
+        log(f"started the Job {namespace}/{job.name} with {job.nodes} pods")
+
+    def _follow(self, job: Job, given: Mapping[str, str], batch: Any, core: Any, log: Log) -> None:
+        """Log progress and new lines of the first pod until the Job ends."""
+        namespace, told = given["namespace"], ""
+        lines = _NewLines(core, job.name, namespace)
+        while True:
+            stopping = self._stopping.is_set()
+            found = _get(batch, job.name, namespace)
+            if found is None:
+                raise BackendError(f"the Job {namespace}/{job.name} was deleted while it ran")
+            for line in lines.read():
+                log(line)
+            status = found.status
+            state = f"pods: {status.active or 0} active, {status.succeeded or 0} succeeded, {status.failed or 0} failed"
+            if state != told:
+                log(state)
+                told = state
+            outcome = _outcome(found)
+            if stopping or outcome == "Complete":
+                self._delete(job, namespace, batch, core)
+            if stopping:
+                raise BackendError("the task was stopped; its Job is deleted")
+            if outcome == "Complete":
+                return
+            if outcome is not None:  # it stays, to be looked at, until the next try
+                raise BackendError(f"the Job {namespace}/{job.name} failed; its last lines: " + " | ".join(lines.last))
+            self._stopping.wait(float(given["poll_s"]))
+
+    def _delete(self, job: Job, namespace: str, batch: Any, core: Any) -> None:
+        from kubernetes.client.exceptions import ApiException
+
+        for delete in (batch.delete_namespaced_job, core.delete_namespaced_service):
+            try:
+                delete(job.name, namespace, propagation_policy="Foreground")
+            except ApiException as error:
+                if error.status != _NOT_FOUND:
+                    raise
+        while _get(batch, job.name, namespace) is not None:  # until its pods are gone
+            time.sleep(0.5)
+
+
+def _get(batch: Any, name: str, namespace: str) -> Any:
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        return batch.read_namespaced_job(name, namespace)
+    except ApiException as error:
+        if error.status == _NOT_FOUND:
+            return None
+        raise
+
+
+def _outcome(found: Any) -> str | None:
+    """Return ``Complete`` or ``Failed``, ``None`` while the Job runs."""
+    for condition in found.status.conditions or ():
+        if condition.type in ("Complete", "Failed") and condition.status == "True":
+            return str(condition.type)
+    return None
+
+
+class _NewLines:
+    """The log of the pod with index 0, from where it was read before."""
+
+    def __init__(self, core: Any, name: str, namespace: str) -> None:
+        self._core, self._name, self._namespace = core, name, namespace
+        self._read_at: float | None = None
+        self._latest = ""
+        self.last: list[str] = []
+
+    def read(self) -> list[str]:
+        """Return the new lines, none if there is no such pod yet."""
+        from kubernetes.client.exceptions import ApiException
+
+        pods = self._core.list_namespaced_pod(self._namespace, label_selector=f"ghn-job={self._name}").items
+        first = [pod for pod in pods if (pod.metadata.annotations or {}).get(_INDEX_ANNOTATION) == "0"]
+        if not first:
+            return []
+        newest = max(first, key=lambda pod: str(pod.metadata.creation_timestamp))
+        now = time.monotonic()
+        since = {} if self._read_at is None else {"since_seconds": int(now - self._read_at) + 2}
+        try:
+            text = self._core.read_namespaced_pod_log(newest.metadata.name, self._namespace, timestamps=True, **since)
+        except ApiException:  # the container has not started yet
+            return []
+        self._read_at = now
+        stamped = [line.partition(" ") for line in str(text).splitlines()]
+        new = [(stamp, line) for stamp, _, line in stamped if stamp > self._latest]
+        self._latest = new[-1][0] if new else self._latest
+        lines = [line for _, line in new]
+        self.last = [*self.last, *lines][-5:]
+        return lines

@@ -1,0 +1,44 @@
+"""What a DAG run works on: its parameters, or what the asset events say that started it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from airflow.sdk import Asset
+
+
+def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
+    """Return the run's parameters.
+
+    Where assets started the run, what their newest events say comes first; in a run by the clock, what the newest events of the
+    ``inlets`` said, if there ever was one. A run that somebody triggered does what its form says.
+    """
+    settings = dict(context["params"])
+    run_type = str(context["dag_run"].run_type)
+    events: list[Any] = []
+    if run_type.endswith(("asset_triggered", "ASSET_TRIGGERED")):
+        # all events since the last run are there, in no order
+        events = [event for found in context["triggering_asset_events"].values() for event in found]
+        events.sort(key=lambda event: event.timestamp)
+    elif run_type.endswith(("scheduled", "SCHEDULED")):
+        for asset in inlets:
+            events += list(context["inlet_events"][asset])[-1:]
+    for event in events:
+        settings |= {key: value for key, value in event.extra.items() if key in settings}
+    return settings
+
+
+def options(**given: Any) -> list[str]:
+    """Return ``--name=value`` for each value that is not ``None``: one argument each, whatever the value holds.
+
+    Lists give one option for each of their members; ``True`` gives the bare option, ``False`` none.
+    """
+    arguments = []
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            arguments.append(option)
+        elif value is not None and value is not False:
+            arguments += [f"{option}={item}" for item in (value if isinstance(value, (list, tuple)) else [value])]
+    return arguments

@@ -1,0 +1,303 @@
+"""Airflow, MLflow and an object store for this machine alone, from one command: to look around, and for the tests.
+
+Everything lies in one folder and listens on loopback. Airflow's parts (API server, scheduler, DAG processor, triggerer) run as on
+a real installation, with the LocalExecutor on SQLite or another database; a part that ends is started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+from ghn.errors import EnvironmentSetupError, InputError
+from pipelines import embedded_s3
+from pipelines.ports import free_port
+from pipelines.progress import emit
+from pipelines.storage import LocalStore
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STATE = "servers.json"
+_PARTS = {
+    "api-server": ("api-server",),
+    "scheduler": ("scheduler", "--skip-serve-logs"),  # the API server reads the logs from disk
+    "dag-processor": ("dag-processor",),
+    "triggerer": ("triggerer", "--skip-serve-logs"),
+}
+_READY_TIMEOUT_S, _STOP_TIMEOUT_S, _MOST_RESTARTS = 180.0, 10.0, 10
+
+
+def serve(folder: Path, *, port: int, database: str | None = None) -> None:
+    """Run everything until a signal to stop comes.
+
+    Variables of the environment (Airflow's own, ``MLFLOW_TRACKING_URI``, ``AWS_ENDPOINT_URL``, ``GHN_...``) win over the
+    defaults made here. ``servers.json`` in the folder says addresses and process ids once all parts answer.
+
+    Args:
+        folder: for databases, logs, objects and runs; used again, it goes on.
+        port: of Airflow's pages.
+        database: SQLAlchemy address of Airflow's database, e.g. ``postgresql+psycopg2://...`` (default: SQLite).
+
+    Raises:
+        InputError: if the folder is in use.
+        EnvironmentSetupError: if a part does not start, or keeps ending.
+
+    """
+    if not (REPOSITORY / "dags" / "smoke.py").is_file():
+        raise EnvironmentSetupError(f"no DAGs at {REPOSITORY / 'dags'}: run it from a checkout of the repository")
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if _is_alive((known := read_state(folder)).get("pid", 0)):
+        raise InputError(f"{folder} is in use by process {known['pid']}; stop it, or give another --folder")
+    stop = _StopFlag()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(stop.watching())
+        environment = {**_defaults(folder, port, database), **os.environ}
+        if "AWS_ENDPOINT_URL" not in os.environ:
+            environment |= stack.enter_context(embedded_s3.running(folder / "s3"))
+        servers = stack.enter_context(_Servers(folder, environment))
+        servers.run_once("airflow", "db", "migrate")
+        servers.run_once("airflow", "pools", "set", "ghn_training", "1", "one training at a time")
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            servers.start_mlflow()
+        for name, arguments in _PARTS.items():
+            servers.start(name, "airflow", *arguments)
+        servers.wait_until_ready(f"http://127.0.0.1:{port}/api/v2/monitor/health", stop)
+        if not stop.asked:
+            _tell(folder, port, servers)
+        while not stop.asked:
+            servers.look_after()
+            time.sleep(0.5)
+
+
+def read_state(folder: Path) -> dict[str, int]:
+    """Return what ``servers.json`` says, nothing if it is not there."""
+    try:
+        state: dict[str, int] = json.loads((folder / STATE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return state
+
+
+def _defaults(folder: Path, port: int, database: str | None) -> dict[str, str]:
+    home = folder / "airflow"
+    home.mkdir(exist_ok=True)
+    address = f"http://127.0.0.1:{port}"
+    settings = {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # nobody else reaches loopback
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{address}/execution/",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": address,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": _secret(home / "api-secret"),
+        "AIRFLOW__API_AUTH__JWT_SECRET": _secret(home / "jwt-secret"),
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        "GHN_HOME": str(folder / "runs"),
+        "GHN_ROOT": "s3://ghn/digits",
+        "GHN_NAME": "ghn2-digits",
+        "GHN_RECIPE": "embedded",
+        "GHN_ARTIFACTS": "s3://ghn/mlflow",
+    }
+    return settings | ({"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database} if database else {})
+
+
+def _secret(file: Path) -> str:
+    """Return a secret that only the owner may read, made at the first call."""
+    if not file.is_file():
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_hex(32))
+    return file.read_text()
+
+
+class _StopFlag:
+    """Whether a signal to stop came."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Take signals to stop for the length of a block."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.asked = True
+
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+class _Servers:
+    """The started parts, each in a session of its own, so that all that it started can be found."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder, self.environment = folder, dict(environment)
+        self.addresses: dict[str, int] = {}
+        self._logs = folder / "logs"
+        self._logs.mkdir(exist_ok=True)
+        self._commands: dict[str, list[str]] = {}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._sessions: list[int] = []
+        self._restarts = 0
+
+    def __enter__(self) -> _Servers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop all parts and everything that they started."""
+        for process in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while time.monotonic() < deadline and any(process.poll() is None for process in self._running.values()):
+            time.sleep(0.1)
+        for number in (signal.SIGTERM, signal.SIGKILL):  # tasks, which stop their commands; then what is left
+            members = [pid for session in self._sessions for pid in _members(session)]
+            for pid in members:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if members and number == signal.SIGTERM:
+                time.sleep(2.0)
+        for process in self._running.values():
+            process.wait()
+        (self.folder / STATE).unlink(missing_ok=True)
+
+    def run_once(self, *command: str) -> None:
+        """Run a command to its end."""
+        log = self._logs / "setup.log"
+        with log.open("ab") as stream:
+            done = subprocess.run(
+                _command(command), env=self.environment, cwd=REPOSITORY, stdout=stream, stderr=subprocess.STDOUT
+            )
+        if done.returncode:
+            raise EnvironmentSetupError(f"`{' '.join(command)}` failed; see {log}")
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a part; its output goes to its log."""
+        self._commands[name] = _command(command)
+        with (self._logs / f"{name}.log").open("ab") as stream:
+            process = subprocess.Popen(
+                self._commands[name],
+                env=self.environment,
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._running[name] = process
+        self._sessions.append(process.pid)
+
+    def start_mlflow(self) -> None:
+        """Start MLflow's server on SQLite; artifacts go to the object store directly."""
+        self.addresses["mlflow_port"] = port = free_port()
+        self.start(
+            "mlflow",
+            *("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"),
+            *("--default-artifact-root", self.environment["GHN_ARTIFACTS"], "--no-serve-artifacts"),
+        )
+        self.environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
+
+    def wait_until_ready(self, url: str, stop: _StopFlag) -> None:
+        """Wait until all of Airflow's parts say that they are healthy."""
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        while not _is_healthy(url):
+            self.look_after()
+            if stop.asked:
+                return
+            if time.monotonic() > deadline:
+                raise EnvironmentSetupError(f"Airflow did not come up in {_READY_TIMEOUT_S:g} s; see {self._logs}")
+            time.sleep(0.5)
+
+    def look_after(self) -> None:
+        """Start parts again that have ended."""
+        for name, process in list(self._running.items()):
+            if process.poll() is None:
+                continue
+            self._restarts += 1
+            if self._restarts > _MOST_RESTARTS:
+                raise EnvironmentSetupError(f"{name} keeps ending; see {self._logs / name}.log")
+            emit("restart", part=name, exit_code=process.returncode)
+            command = self._commands[name]
+            self.start(name, Path(command[0]).name, *command[1:])
+            self.write_state()
+
+    def write_state(self) -> None:
+        """Write addresses and process ids."""
+        state = {
+            "pid": os.getpid(),
+            **self.addresses,
+            **{name: process.pid for name, process in self._running.items()},
+        }
+        LocalStore(str(self.folder)).write(STATE, (json.dumps(state, indent=1) + "\n").encode())
+
+
+def _tell(folder: Path, port: int, servers: _Servers) -> None:
+    """Say where to click."""
+    servers.addresses["airflow_port"] = port
+    servers.write_state()
+    mlflow = servers.environment["MLFLOW_TRACKING_URI"]
+    sys.stdout.write(
+        f"""
+Airflow  http://127.0.0.1:{port}/dags   (no login: only this machine reaches it)
+MLflow   {mlflow}
+Files    {folder} (logs of the servers in logs/, of tasks in airflow/logs/)
+
+1. Open Airflow, choose `shard_images`, and press Trigger: the default are 1,797 digits, for a try set image size 16.
+2. Trigger `shard_deepnets`: training architectures 300, others 8, image size 16, channels 16, hidden widths 64, nodes 130.
+3. `meta_train`, `evaluate` and `promote` start by themselves, one after the other (recipe `embedded`: about four minutes).
+4. Look at the champion in MLflow under Models, and at report.html below {folder}/runs/evaluate.
+
+Ctrl-C stops everything; the same command goes on.
+"""
+    )
+    sys.stdout.flush()
+    emit("serving", port=port, folder=str(folder))
+
+
+def _command(command: tuple[str, ...]) -> list[str]:
+    return [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - an address on loopback
+            health = json.load(answer)
+    except (OSError, ValueError):
+        return False
+    parts = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+    return all(health.get(part, {}).get("status") == "healthy" for part in parts)
+
+
+def _is_alive(pid: int) -> bool:
+    return pid > 0 and Path(f"/proc/{pid}").is_dir() and b"airflow" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _members(session: int) -> list[int]:
+    """Return the processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found

@@ -1,0 +1,1 @@
+"""Evaluate, compare, report: per-network scores of several methods, and who becomes champion."""

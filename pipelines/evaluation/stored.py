@@ -1,0 +1,78 @@
+"""Evaluations in the registry: an artifact of the version's run, with a summary as metrics, and when it was made as a tag."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ghn.errors import InputError
+from ghn.evaluation import PREDICTED
+from pipelines.evaluation.comparison import Evaluation, read_evaluation
+from pipelines.registry import Model, open_registry, registry_errors
+
+EVALUATED_AT_TAG = "ghn.evaluated_at"
+
+
+def evaluation_artifact(name: str, version: int | str) -> str:
+    """Return where a version's evaluation lies in its run: several versions may come from one run."""
+    return f"evaluations/{name}-{version}.json"
+
+
+def store_evaluation(model: Model, tracking_uri: str | None, evaluation: Mapping[str, Any]) -> None:
+    """Store an evaluation with its version: the whole of it, and means, standard errors and best as metrics of the run."""
+    place = evaluation_artifact(str(model.name), str(model.version))
+    with open_registry(tracking_uri) as client, registry_errors(f"{place} of run {model.run_id}"):
+        client.log_dict(model.run_id, evaluation, place)
+        for split, row in evaluation["splits"].items():
+            client.log_metric(model.run_id, f"eval.{split}.failed", float(row["failed"]))
+            for method, metrics in row["scores"].items():
+                for metric, values in metrics.items():
+                    for key, value in values.items() if method == PREDICTED else [("mean", values["mean"])]:
+                        client.log_metric(model.run_id, f"eval.{split}.{method}.{metric}.{key}", float(value))
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        client.set_model_version_tag(model.name, str(model.version), EVALUATED_AT_TAG, now)
+
+
+def stored_evaluation(client: Any, version: Any) -> Evaluation:
+    """Return what was stored with a registered version.
+
+    Raises:
+        InputError: if it was never evaluated.
+        DataError: if the evaluation is broken.
+
+    """
+    import mlflow
+
+    label, path = f"{version.name} version {version.version}", evaluation_artifact(version.name, version.version)
+    with registry_errors(f"{path} of run {version.run_id}"):
+        if path not in {item.path for item in client.list_artifacts(version.run_id, str(Path(path).parent))}:
+            raise InputError(
+                f"{label} has no evaluation; run `ghn evaluate --model models:/{version.name}/{version.version}`"
+            )
+        text: str = mlflow.artifacts.load_text(f"runs:/{version.run_id}/{path}")
+    return parse_evaluation(text, f"evaluation of {label}", version)
+
+
+def parse_evaluation(text: str, place: str, version: Any) -> Evaluation:
+    """Read an evaluation that must be of a registered version.
+
+    Raises:
+        InputError: if it is of another one.
+        DataError: if it is broken.
+
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        content = None
+    found = read_evaluation(content, place)
+    model = found.model
+    if (model.name, model.version, model.run_id) != (version.name, int(version.version), version.run_id):
+        raise InputError(
+            f"{place} is of {found.label} (run {model.run_id}), not of {version.name} version {version.version} "
+            f"(run {version.run_id}); run `ghn evaluate` for that one"
+        )
+    return found
