@@ -70,14 +70,13 @@ for command in (
 def main() -> None:
     """Run the command line; deliberate errors print one message, other errors are bugs and keep their traceback."""
     try:
-        cli.main(standalone_mode=False)
+        if code := cli.main(standalone_mode=False):  # of a command that left by `context.exit`
+            sys.exit(code)
     except click.exceptions.Abort:
         click.echo("ghn: interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except Exception as error:
         from ghn.errors import GHNError

@@ -10,9 +10,9 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from ghn_airflow.backends import Backend, BackendError, Job, choose
+from ghn_airflow.backends import Backend, BackendError, Job, NothingToDoError, choose
 from ghn_airflow.connections import connection_environment
 
 STOP_S = 40.0
@@ -58,6 +58,7 @@ class GhnOperator(BaseOperator):
         Raises:
             BackendError: with its last lines if it fails.
             AirflowFailException: the same, where another try makes no sense.
+            AirflowSkipException: if there is nothing to do.
 
         """
         arguments = tuple(argument for argument in self.arguments if argument)
@@ -72,6 +73,8 @@ class GhnOperator(BaseOperator):
         )
         try:
             self._running.run(job, lambda line: self.log.info("%s", as_sentence(line)))
+        except NothingToDoError as error:
+            raise AirflowSkipException(str(error)) from error
         except BackendError as error:
             if error.final:
                 raise AirflowFailException(str(error)) from error

@@ -15,18 +15,22 @@ def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
     ``inlets`` said, if there ever was one. A run that somebody triggered does what its form says.
     """
     settings = dict(context["params"])
-    run_type = str(context["dag_run"].run_type)
+    kind = kind_of_run(context)
     events: list[Any] = []
-    if run_type.endswith(("asset_triggered", "ASSET_TRIGGERED")):
-        # all events since the last run are there, in no order
+    if kind == "asset_triggered":  # all events since the last run are there, in no order
         events = [event for found in context["triggering_asset_events"].values() for event in found]
         events.sort(key=lambda event: event.timestamp)
-    elif run_type.endswith(("scheduled", "SCHEDULED")):
+    elif kind == "scheduled":
         for asset in inlets:
             events += list(context["inlet_events"][asset])[-1:]
     for event in events:
         settings |= {key: value for key, value in event.extra.items() if key in settings}
     return settings
+
+
+def kind_of_run(context: Any) -> str:
+    """Return what started the run: ``manual``, ``scheduled`` (the clock), ``asset_triggered``, or another of Airflow's kinds."""
+    return str(getattr(context["dag_run"].run_type, "value", context["dag_run"].run_type))
 
 
 def options(**given: Any) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipelines.commands.options import PATH, TRACKING, example
+from pipelines.commands.options import NOTHING_TO_DO, PATH, TRACKING, example
 
 
 @click.command()
@@ -26,7 +26,7 @@ from pipelines.commands.options import PATH, TRACKING, example
 @click.option("--processes", type=click.IntRange(1, 1024), help="Default: one for each processor.")
 @click.option("--results", help="Root for scores of single networks, s3://... or a folder (default: beside --out).")
 @click.option("--part", metavar="N/COUNT", help="Score only this part, into --results; without it, the rest follows.")
-@click.option("--optional", is_flag=True, help="End well if there is no such registered model or alias.")
+@click.option("--optional", is_flag=True, help="End with code 99 if there is no such model or alias.")
 @TRACKING
 @example("ghn evaluate --model models:/ghn2-digits@candidate --images s3://ghn/images --deepnets s3://ghn/deepnets")
 def evaluate(model: str, splits: tuple[str, ...], part: str | None, optional: bool, **options: Any) -> None:
@@ -39,7 +39,7 @@ def evaluate(model: str, splits: tuple[str, ...], part: str | None, optional: bo
 
     if optional and not has_model(model, options["tracking_uri"]):
         click.echo(f"there is no {model} yet: nothing to evaluate")
-        return
+        click.get_current_context().exit(NOTHING_TO_DO)
     wanted = Part.parse(part) if part else None
     if wanted and not options["results"]:
         raise click.UsageError("give --results, where the scores of all parts come together")

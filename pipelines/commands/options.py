@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+NOTHING_TO_DO = 99
+"""Exit code of a command that found nothing to do; Airflow's tasks are skipped then."""
+
 PATH = click.Path(path_type=Path)
 TRACKING = click.option(
     "--tracking-uri",

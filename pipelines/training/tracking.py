@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import queue
@@ -24,6 +25,7 @@ TRACKING_NAME = "mlflow.json"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 ARTIFACTS_VARIABLE = "GHN_ARTIFACTS"
 DEFAULT_EXPERIMENT = "ghn"
+_USUAL_NAME = "train"  # of run folders: the one above says more
 _FLUSH_S = 5.0
 _LAST_FLUSH_S = 30.0
 _MOST_WAITING = 100_000
@@ -55,10 +57,12 @@ class Tracker:
         self._ended = threading.Event()
         self._failed = False
         self._thread: threading.Thread | None = None
+        self._system: Any = None
 
     def __enter__(self) -> Tracker:
         if self._uri:
             self._attempt(self._open)
+            self._attempt(self._watch_system)
             self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
             self._thread.start()
         return self
@@ -67,6 +71,8 @@ class Tracker:
         if self._thread is not None:
             self._ended.set()
             self._thread.join(_LAST_FLUSH_S)
+            if self._system is not None:
+                self._attempt(self._system.finish)
             self._attempt(lambda: self._close("FINISHED" if kind is None else "FAILED"))
 
     def log(self, row: dict[str, Any]) -> None:
@@ -85,7 +91,8 @@ class Tracker:
             experiment = client.get_experiment_by_name(name)
             artifacts = os.environ.get(ARTIFACTS_VARIABLE)
             number = experiment.experiment_id if experiment else client.create_experiment(name, artifacts)
-            name = f"{self._recipe.name}-{self._run.name}"
+            folder = self._run.parent if self._run.name == _USUAL_NAME else self._run
+            name = f"{self._recipe.name}-{folder.name}"
             made = client.create_run(number, run_name=name, tags=tags(self._recipe, self._manifests))
             self.run_id = made.info.run_id
             client.log_inputs(self.run_id, inputs(self._recipe, self._manifests))
@@ -94,6 +101,15 @@ class Tracker:
         client.update_run(self.run_id, status="RUNNING")
         facts = json.dumps({"run_id": self.run_id}) + "\n"
         LocalStore(str(self._run)).write(TRACKING_NAME, facts.encode())
+
+    def _watch_system(self) -> None:
+        """Send how busy this host's processors, memory, disks, network and GPUs are, as ``system/...``."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+        if self.run_id is not None:
+            self._system = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._uri)
+            self._system.start()
 
     def _close(self, status: str) -> None:
         import mlflow

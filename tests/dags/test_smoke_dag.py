@@ -66,14 +66,3 @@ def test_every_task_is_one_known_command(dag: dict) -> None:
         assert not any(character in argument for argument in task["arguments"] for character in ";|&$`"), task_id
     covered = [a for a in dag["tasks"]["shard_evaluated_architectures"]["arguments"] if not a.startswith("-")]
     assert {"val", "test", "wide", "deep", "dense", "bnfree", "predefined"} <= set(covered)
-
-
-def test_dag_files_import_only_airflow_and_the_standard_library() -> None:
-    import ast
-
-    allowed = {*sys.stdlib_module_names, "airflow", "ghn_operator"}
-    for path in (REPOSITORY / "dags").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert {name.partition(".")[0] for name in names} <= allowed, path

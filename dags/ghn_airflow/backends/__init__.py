@@ -6,9 +6,9 @@ is the installation's and comes from the environment of Airflow's workers; see `
 
 from __future__ import annotations
 
-from ghn_airflow.backends.base import Backend, BackendError, Job
+from ghn_airflow.backends.base import Backend, BackendError, Job, NothingToDoError
 
-__all__ = ["NAMES", "Backend", "BackendError", "Job", "choose"]
+__all__ = ["NAMES", "Backend", "BackendError", "Job", "NothingToDoError", "choose"]
 
 NAMES = ("local", "hosts", "container", "kubernetes")
 

@@ -21,6 +21,7 @@ _AFTER_FAILURE_S = 15.0
 
 _FINAL_CODES = (2, 7)
 """Exit codes of ``ghn`` for wrong input and for alarms."""
+_NOTHING_TO_DO = 99
 
 Log = Callable[[str], None]
 
@@ -34,6 +35,10 @@ class BackendError(RuntimeError):
     def __init__(self, message: str, *, final: bool = False) -> None:
         super().__init__(message)
         self.final = final
+
+
+class NothingToDoError(Exception):
+    """The command found nothing to do; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,7 @@ class Backend(ABC):
 
         Raises:
             BackendError: if it fails, with its last lines.
+            NothingToDoError: if it says so.
 
         """
 
@@ -93,6 +99,7 @@ class ProcessBackend(Backend):
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[bytes]] = []
         self._stopping = False
+        self._failed: int | None = None  # which process failed first
 
     def run_processes(self, processes: Sequence[Process], log: Log, stop_s: float) -> None:
         """Run commands together; raises :class:`BackendError` with the last lines of the first one that failed."""
@@ -109,11 +116,15 @@ class ProcessBackend(Backend):
             self._end(stop_s)
         if self._stopping:
             raise BackendError("the task was stopped")
-        for process, tail, started in zip(processes, tails, self._started, strict=True):
-            if started.returncode:
-                where = f" on {process.label}" if process.label else ""
-                final = started.returncode in _FINAL_CODES
-                raise BackendError(f"exit code {started.returncode}{where}: " + " | ".join(tail), final=final)
+        codes = [process.returncode for process in self._started]
+        failed = self._failed if self._failed is not None else next((i for i, code in enumerate(codes) if code), None)
+        if failed is None:
+            return
+        if codes[failed] == _NOTHING_TO_DO:
+            raise NothingToDoError(" | ".join(tails[failed][-1:]))
+        where = f" on {processes[failed].label}" if processes[failed].label else ""
+        message = f"exit code {codes[failed]}{where}: " + " | ".join(tails[failed])
+        raise BackendError(message, final=codes[failed] in _FINAL_CODES)
 
     def _follow(self, processes: Sequence[Process], tell: Callable[[int, str], None], stop_s: float) -> None:
         """Start the commands and tell their lines, until all have ended or it is time to stop them."""
@@ -134,6 +145,8 @@ class ProcessBackend(Backend):
                 if os.getppid() != watched:
                     raise BackendError("the supervisor of this task is gone; another try goes on")
                 codes = [process.poll() for process in self._started]
+                if self._failed is None:
+                    self._failed = next((i for i, code in enumerate(codes) if code), None)
                 if deadline is None and (None not in codes or any(codes) or self._stopping):
                     deadline = time.monotonic() + (stop_s if self._stopping else _AFTER_FAILURE_S)
                 if deadline is not None and time.monotonic() > deadline:

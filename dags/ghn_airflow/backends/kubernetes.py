@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ghn_airflow.backends.base import Backend, BackendError, Job, Log
@@ -110,12 +111,13 @@ class KubernetesBackend(Backend):
         try:
             from kubernetes import client, config
             from kubernetes.client.exceptions import ApiException
+            from urllib3.exceptions import HTTPError
         except ImportError as error:
             raise BackendError(
                 "the back-end kubernetes needs the package kubernetes: pip install kubernetes"
             ) from error
         try:
-            config.load_config()
+            _load_configuration(config)
         except config.ConfigException as error:
             raise BackendError(f"no Kubernetes configuration: {error}; run in the cluster or set KUBECONFIG") from error
         given = settings()
@@ -125,6 +127,8 @@ class KubernetesBackend(Backend):
             self._follow(job, given, batch, core, log)
         except ApiException as error:
             raise BackendError(f"Kubernetes refused {job.name}: {error.status} {error.reason}: {error.body}") from error
+        except HTTPError as error:
+            raise BackendError(f"can not reach Kubernetes: {error}; another try joins the Job") from error
 
     def stop(self) -> None:
         """Delete the Job with its pods; that is done where the Job is followed, at once."""
@@ -187,6 +191,15 @@ class KubernetesBackend(Backend):
                     raise
         while _get(batch, job.name, namespace) is not None:  # until its pods are gone
             time.sleep(0.5)
+
+
+def _load_configuration(config: Any) -> None:
+    """Read the kubeconfig file, where there is one, else what a pod knows of its cluster."""
+    file = os.environ.get("KUBECONFIG")
+    if file or Path("~/.kube/config").expanduser().is_file():
+        config.load_kube_config(file)
+    else:
+        config.load_incluster_config()
 
 
 def _get(batch: Any, name: str, namespace: str) -> Any:

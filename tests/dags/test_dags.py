@@ -1,0 +1,154 @@
+"""All DAGs as Airflow sees them: quick to parse, complete, and every task a command with an argument list."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DAGS = REPOSITORY / "dags"
+NAMES = {"shard_images", "shard_deepnets", "meta_train", "evaluate", "promote", "smoke"}
+DESCRIBE = """
+import json, sys, time
+import airflow.sdk, airflow.providers.standard.operators.python
+from airflow.dag_processing.dagbag import DagBag
+sys.path.insert(0, sys.argv[1])  # as Airflow itself does with its DAGs folder
+bag = DagBag(sys.argv[1])
+def names(condition):
+    return [condition.name] if hasattr(condition, "uri") else [n for o in getattr(condition, "objects", ()) for n in names(o)]
+heavy = [name for name in ("torch", "numpy", "pandas", "ghn", "pipelines", "mlflow", "kubernetes", "boto3") if name in sys.modules]
+json.dump({
+    "errors": {str(k): str(v) for k, v in bag.import_errors.items()},
+    "seconds": {item.file: item.duration.total_seconds() for item in bag.dagbag_stats},
+    "heavy": heavy,
+    "dags": {name: {
+        "doc": dag.doc_md, "tags": sorted(dag.tags), "active": dag.max_active_runs,
+        "params": {key: dag.params.get_param(key).dump() for key in dag.params},
+        "tasks": {t.task_id: {"kind": t.task_type, "owner": t.owner, "retries": t.retries, "pool": t.pool,
+            "backoff": bool(t.retry_exponential_backoff), "limit": t.execution_timeout.total_seconds(),
+            "callback": bool(t.on_failure_callback), "mapped": t.is_mapped, "after": sorted(t.upstream_task_ids),
+            "outlets": [o.name for o in t.outlets], "rule": str(t.trigger_rule)} for t in dag.tasks},
+        "assets": sorted(names(getattr(dag.timetable, "asset_condition", None))),
+    } for name, dag in bag.dags.items()},
+}, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    pytest.importorskip("airflow")
+    home = tmp_path_factory.mktemp("airflow")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("GHN_")},
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+    }
+    done = subprocess.run([sys.executable, "-c", DESCRIBE, str(DAGS)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout[done.stdout.index('{"errors"') :])
+
+
+def test_they_load_quickly_and_import_nothing_heavy(bag: dict[str, Any]) -> None:
+    assert bag["errors"] == {} and set(bag["dags"]) == NAMES and bag["heavy"] == []
+    assert len(bag["seconds"]) == len(NAMES)
+    assert all(seconds < 0.5 for seconds in bag["seconds"].values()), bag["seconds"]
+
+
+def test_the_linter_bans_heavy_imports(tmp_path: Path) -> None:
+    bad = "import torch\nfrom pipelines.cli import main\n\n\ndef function() -> None:\n    import mlflow\n"
+    config = ("--config", str(DAGS / "ruff.toml"), "--stdin-filename", str(DAGS / "x.py"), "--select", "TID253")
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", *config, "-"], input=bad, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stdout.count("is banned at the module level") == 2, done.stdout + done.stderr
+
+
+def test_everything_that_people_need_is_there(bag: dict[str, Any]) -> None:
+    for name, dag in bag["dags"].items():
+        assert dag["doc"] and "ghn" in dag["tags"], name
+        for key, param in dag["params"].items():
+            assert param["description"] and param["schema"].get("type"), (name, key)
+        for task_id, task in dag["tasks"].items():
+            assert task["owner"] == "ghn" and task["limit"] > 0, (name, task_id)
+            if name != "smoke":  # which is to fail at once
+                assert task["callback"] and task["backoff"], (name, task_id)
+            if task["kind"] == "GhnOperator" and (name, task_id) not in (("evaluate", "alert"),) and name != "smoke":
+                assert task["retries"] == 3, (name, task_id)
+    assert bag["dags"]["meta_train"]["tasks"]["train"]["pool"] == "ghn_training"
+
+
+def test_assets_join_them(bag: dict[str, Any]) -> None:
+    made = {name: {o for t in dag["tasks"].values() for o in t["outlets"]} for name, dag in bag["dags"].items()}
+    assert made["shard_images"] == {"ghn_images"} and made["shard_deepnets"] == {"ghn_deepnets"}
+    assert bag["dags"]["meta_train"]["assets"] == ["ghn_deepnets", "ghn_images"]
+    assert made["meta_train"] == {"ghn_candidate"} and bag["dags"]["evaluate"]["assets"] == ["ghn_candidate"]
+    assert made["evaluate"] == {"ghn_evaluation"} and bag["dags"]["promote"]["assets"] == ["ghn_evaluation"]
+    assert bag["dags"]["shard_deepnets"]["tasks"]["train_part"]["mapped"]
+    assert bag["dags"]["evaluate"]["tasks"]["score"]["mapped"]
+
+
+def test_dag_files_import_only_airflow_and_the_standard_library() -> None:
+    allowed = {*sys.stdlib_module_names, "airflow", "ghn_airflow"}
+    files = [*DAGS.glob("*.py"), *(DAGS / "ghn_airflow").rglob("*.py")]
+    assert len(files) > 15
+    for path in files:
+        for node in ast.parse(path.read_text()).body:  # what is inside functions is imported when they run
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert {name.partition(".")[0] for name in names} <= allowed, path
+
+
+@pytest.fixture
+def ghn_airflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("airflow")
+    monkeypatch.syspath_prepend(str(DAGS))
+
+
+def event(second: int, **extra: str) -> SimpleNamespace:
+    return SimpleNamespace(timestamp=second, extra=extra)
+
+
+def context(kind: str, triggering: dict[str, list[Any]], inlets: dict[str, list[Any]]) -> dict[str, Any]:
+    params = {"name": "form", "images": "form", "work": "w"}
+    run = SimpleNamespace(run_type=kind, run_id="manual__2026-11-26T01:02:03+00:00")
+    found = {"params": params, "dag_run": run, "triggering_asset_events": triggering, "inlet_events": inlets}
+    return {**found, "dag": SimpleNamespace(dag_id="evaluate")}
+
+
+def test_a_run_does_what_its_trigger_says(ghn_airflow: None) -> None:
+    from ghn_airflow.settings import settings_of
+
+    events = {
+        "a": [event(5, name="new", backdoor="x"), event(2, name="old", images="old")],
+        "b": [event(3, images="mid")],
+    }
+    found = settings_of(context("asset_triggered", events, {}))
+    assert found == {"name": "new", "images": "mid", "work": "w"}  # the newest word on each; unknown keys have no say
+    inlets = {"asset": [event(1, name="first"), event(9, name="last")]}
+    assert settings_of(context("scheduled", {}, inlets), ["asset"])["name"] == "last"  # type: ignore[list-item]
+    assert settings_of(context("scheduled", {}, {"asset": []}), ["asset"])["name"] == "form"  # type: ignore[list-item]
+    assert settings_of(context("manual", {}, inlets), ["asset"])["name"] == "form"  # type: ignore[list-item]
+
+
+def test_values_stay_single_arguments(ghn_airflow: None) -> None:
+    from ghn_airflow.defaults import run_folder
+    from ghn_airflow.settings import options
+
+    nasty = "x; touch /tmp/y $(id) `id` | cat --plan"
+    assert options(run=nasty, set=["a=1", nasty], limit=None, plan=True, dry_run=False) == [
+        f"--run={nasty}",
+        "--set=a=1",
+        f"--set={nasty}",
+        "--plan",
+    ]
+    here = context("manual", {}, {})
+    assert run_folder(here["params"], here) == "w/evaluate/manual__2026-11-26T01-02-03-00-00"
