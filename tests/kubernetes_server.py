@@ -96,8 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
         store, name = self._find()
         if store is None or name not in store:
             return self._missing()
-        self.cluster.deleted.append(f"{store.pop(name)['kind']}/{name}")
-        return self._answer(200, {"kind": "Status", "status": "Success"})
+        gone = store.pop(name)
+        self.cluster.deleted.append(f"{gone['kind']}/{name}")
+        return self._answer(200, gone if gone["kind"] == "Service" else {"kind": "Status", "status": "Success"})
 
     def log_message(self, *args: object) -> None:
         pass
