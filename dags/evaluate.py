@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
 
 from ghn_airflow import defaults
 from ghn_airflow.assets import CANDIDATE, EVALUATION
@@ -53,15 +54,23 @@ with DAG(
             int(os.environ.get("GHN_EVALUATION_CHUNKS", "2")),
             type="integer",
             minimum=1,
-            maximum=1000,
+            maximum=1024 // len(defaults.EVALUATED),  # Airflow maps over so many tasks, at most
             title="chunks",
             description="Tasks that share each split",
+        ),
+        "processes": Param(
+            int(os.environ.get("GHN_EVALUATION_PROCESSES", "1")),
+            type="integer",
+            minimum=1,
+            maximum=1024,
+            title="processes",
+            description="Of each task, with one thread each; tasks run side by side, too",
         ),
         "networks": defaults.optional_count("networks", "At most so many of each split (empty: all)"),
         "image_limit": defaults.optional_count("images", "At most so many (empty: all)"),
         "baselines": Param(
-            [],
-            type="array",
+            None,
+            type=["null", "array"],
             items={"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]*=.+$"},
             title="baselines",
             section="Baselines",
@@ -97,7 +106,7 @@ with DAG(
         given = settings_of(context, inlets=[CANDIDATE])
         folder = defaults.run_folder(given, context)
         by_itself = kind_of_run(context) != "manual"  # then a model that is not there yet is no failure
-        same = ("images", "deepnets", "networks", "image_limit")
+        same = ("images", "deepnets", "networks", "image_limit", "processes")
         measured = options(**{key: given[key] for key in same}, results=f"{folder}/scores")
         compared = options(**{key: given[key] for key in ("sgd_steps", "sgd_networks")}, baseline=given["baselines"])
         splits = options(split=given["splits"])
@@ -110,11 +119,15 @@ with DAG(
                 for split in given["splits"]
                 for part in range(1, given["chunks"] + 1)
             ],
-            "champion": ["evaluate", *champion, *measured, *splits, "--optional"],
+            "champion": ["evaluate", *champion, *measured, *splits, "--optional", f"--unless-model={address}"],
             "summarize": ["evaluate", *model, *measured, *compared, *splits],
             "report": ["report", *options(evaluation=f"{folder}/evaluation.json", out=folder)],
             "alert": ["alert", *options(name=given["name"], max_age_hours=given["max_age_hours"])],
-            "announce": {"name": given["name"]},
+            "announce": {
+                "name": given["name"],
+                "splits": given["splits"],
+                "whole": given["networks"] is None and given["image_limit"] is None,
+            },
         }
 
     @task(retries=0)
@@ -125,17 +138,24 @@ with DAG(
     made = commands()
     where = {"backend": "{{ params.backend }}"}
     score = GhnOperator.partial(
-        task_id="score", map_index_template="{{ task.arguments[-1] }} {{ task.arguments[-2] }}", **where
+        task_id="score", map_index_template="{{ task.arguments[-1][8:] }} {{ task.arguments[-2][7:] }}", **where
     ).expand(arguments=parts(made))
     champion = GhnOperator(task_id="champion", arguments=made["champion"], **where)
     summarize = GhnOperator(
         task_id="summarize",
         trigger_rule="none_failed",  # there may be no champion
         arguments=made["summarize"],
-        outlets=[EVALUATION],
-        announce=made["announce"],
         **where,
     )
+
+    @task(outlets=[EVALUATION], retries=0)
+    def announce(said: dict[str, object]) -> None:
+        """Start the promotion, unless only a part was looked at."""
+        if not said.pop("whole"):
+            raise AirflowSkipException("an evaluation with limits promotes nothing")
+        get_current_context()["outlet_events"][EVALUATION].extra = said
+
     report = GhnOperator(task_id="report", arguments=made["report"], **where)
     alert = GhnOperator(task_id="alert", arguments=made["alert"], retries=0, **where)
     score >> champion >> summarize >> report >> alert
+    summarize >> announce(made["announce"])

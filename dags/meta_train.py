@@ -37,8 +37,8 @@ with DAG(
             description="Name, or path of a TOML file that the nodes see",
         ),
         "overrides": Param(
-            os.environ.get("GHN_OVERRIDES", "").split(),
-            type="array",
+            os.environ.get("GHN_OVERRIDES", "").split() or None,
+            type=["null", "array"],
             items={"type": "string", "pattern": r"^[a-z]+\.[a-z_]+=.*$"},
             title="overrides",
             description="One line for each: section.key=value, e.g. training.steps=1000",
@@ -77,7 +77,11 @@ with DAG(
         store = f"{given['store'].rstrip('/')}/{folder.rsplit('/', 1)[-1]}" if given["store"] else None
         recipe = options(
             recipe=given["recipe"],
-            set=[f"images.url={given['images']}", f"architectures.url={given['deepnets']}", *given["overrides"]],
+            set=[
+                f"images.url={given['images']}",
+                f"architectures.url={given['deepnets']}",
+                *(given["overrides"] or ()),
+            ],
             run=run,
             store=store,
         )

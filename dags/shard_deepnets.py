@@ -41,11 +41,16 @@ with DAG(
             type="array",
             items={"type": "string", "enum": list(defaults.EVALUATED)},
             examples=list(defaults.EVALUATED),
+            minItems=1,
             title="evaluated splits",
             description="Beside train",
         ),
         "from_hdf5": Param(
-            None, type=["null", "string"], title="official file", description="Take these instead (empty: sample them)"
+            None,
+            type=["null", "string"],
+            pattern=r"^[^-\s]\S*_eval\.hdf5$",
+            title="official file",
+            description="deepnets1m_eval.hdf5, with the training file beside it: take these instead (empty: sample them)",
         ),
         "seed": Param(
             0, type="integer", minimum=0, title="seed", description="Of the sample; evaluated splits use seed + 1"
@@ -78,16 +83,19 @@ with DAG(
             "seed": given["seed"],
             "max_nodes": given["max_nodes"],
         }
-        others = {"split": given["splits"], "count": given["count"], "seed": given["seed"] + 1}
+        sampled = [split for split in given["splits"] if split != "predefined"]
+        others = {"split": sampled, "count": given["count"], "seed": given["seed"] + 1}
+        predefined = options(**common, split="predefined", count=2)  # no file has them
         if given["from_hdf5"]:
             file = str(given["from_hdf5"])
             training = {"split": "train", "from_hdf5": file.replace("_eval.", "_train.")}
-            others = {"split": [split for split in given["splits"] if split != "predefined"], "from_hdf5": file}
+            others = {"split": sampled, "from_hdf5": file}
             drawn = {}
         train = ["shard", "deepnets", *options(**common, **training, **drawn)]
         return {
             "parts": [[*train, f"--part={i + 1}/{given['parts']}"] for i in range(given["parts"])],
-            "others": ["shard", "deepnets", *options(**common, **others, **drawn)],
+            "others": ["shard", "deepnets", *options(**common, **others, **drawn)] if sampled else [],
+            "predefined": ["shard", "deepnets", *predefined] if "predefined" in given["splits"] else [],
             "verify": ["shard", "verify", given["deepnets"]],
             "announce": {"deepnets": given["deepnets"]},
         }
@@ -99,14 +107,16 @@ with DAG(
 
     made = commands()
     train = GhnOperator.partial(
-        task_id="train_part", backend="{{ params.backend }}", map_index_template="{{ task.arguments[-1] }}"
+        task_id="train_part", backend="{{ params.backend }}", map_index_template="{{ task.arguments[-1][7:] }}"
     ).expand(arguments=parts(made))
     others = GhnOperator(task_id="evaluated_splits", arguments=made["others"], backend="{{ params.backend }}")
+    predefined = GhnOperator(task_id="predefined", arguments=made["predefined"], backend="{{ params.backend }}")
     verify = GhnOperator(
         task_id="verify",
+        trigger_rule="none_failed",  # some of the splits may not be asked for
         arguments=made["verify"],
         backend="{{ params.backend }}",
         outlets=[DEEPNETS],
         announce=made["announce"],
     )
-    [train, others] >> verify
+    [train, others, predefined] >> verify

@@ -7,10 +7,12 @@ a real installation, with the LocalExecutor on SQLite or another database; a par
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,13 +29,14 @@ from pipelines.storage import LocalStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STATE = "servers.json"
+_TETHER = REPOSITORY / "dags" / "ghn_airflow" / "tether.py"  # parts end with this process, however it ends
 _PARTS = {
     "api-server": ("api-server",),
     "scheduler": ("scheduler", "--skip-serve-logs"),  # the API server reads the logs from disk
     "dag-processor": ("dag-processor",),
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
-_READY_TIMEOUT_S, _STOP_TIMEOUT_S, _MOST_RESTARTS = 180.0, 10.0, 10
+_READY_TIMEOUT_S, _STOP_TIMEOUT_S, _MOST_RESTARTS, _RESTARTS_S = 180.0, 10.0, 10, 600.0
 
 
 def serve(folder: Path, *, port: int, database: str | None = None) -> None:
@@ -56,10 +59,10 @@ def serve(folder: Path, *, port: int, database: str | None = None) -> None:
         raise EnvironmentSetupError(f"no DAGs at {REPOSITORY / 'dags'}: run it from a checkout of the repository")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    if _is_alive((known := read_state(folder)).get("pid", 0)):
-        raise InputError(f"{folder} is in use by process {known['pid']}; stop it, or give another --folder")
     stop = _StopFlag()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_owned(folder))
+        _check_port(port)
         stack.enter_context(stop.watching())
         environment = {**_defaults(folder, port, database), **os.environ}
         if "AWS_ENDPOINT_URL" not in os.environ:
@@ -77,6 +80,29 @@ def serve(folder: Path, *, port: int, database: str | None = None) -> None:
         while not stop.asked:
             servers.look_after()
             time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; raises :class:`InputError` if another one does."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = read_state(folder).get("pid", "another one that is starting")
+            raise InputError(f"{folder} is in use by process {owner}; stop it, or give another --folder") from None
+        (folder / STATE).unlink(missing_ok=True)
+        yield
+
+
+def _check_port(port: int) -> None:
+    """Raise :class:`InputError` if something listens there already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise InputError(f"port {port} is in use; give another --port") from None
 
 
 def read_state(folder: Path) -> dict[str, int]:
@@ -97,7 +123,7 @@ def _defaults(folder: Path, port: int, database: str | None) -> dict[str, str]:
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # nobody else reaches loopback
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # whoever reaches loopback; `ghn airflow` says so
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{address}/execution/",
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__API__HOST": "127.0.0.1",
@@ -156,7 +182,7 @@ class _Servers:
         self._commands: dict[str, list[str]] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._sessions: list[int] = []
-        self._restarts = 0
+        self._restarts: list[float] = []
 
     def __enter__(self) -> _Servers:
         return self
@@ -195,7 +221,7 @@ class _Servers:
         self._commands[name] = _command(command)
         with (self._logs / f"{name}.log").open("ab") as stream:
             process = subprocess.Popen(
-                self._commands[name],
+                [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *self._commands[name]],
                 env=self.environment,
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
@@ -233,8 +259,9 @@ class _Servers:
         for name, process in list(self._running.items()):
             if process.poll() is None:
                 continue
-            self._restarts += 1
-            if self._restarts > _MOST_RESTARTS:
+            now = time.monotonic()
+            self._restarts = [*(then for then in self._restarts if now - then < _RESTARTS_S), now]
+            if len(self._restarts) > _MOST_RESTARTS:
                 raise EnvironmentSetupError(f"{name} keeps ending; see {self._logs / name}.log")
             emit("restart", part=name, exit_code=process.returncode)
             command = self._commands[name]
@@ -258,7 +285,7 @@ def _tell(folder: Path, port: int, servers: _Servers) -> None:
     mlflow = servers.environment["MLFLOW_TRACKING_URI"]
     sys.stdout.write(
         f"""
-Airflow  http://127.0.0.1:{port}/dags   (no login: only this machine reaches it)
+Airflow  http://127.0.0.1:{port}/dags   (no login: everybody who has an account on this machine is an administrator)
 MLflow   {mlflow}
 Files    {folder} (logs of the servers in logs/, of tasks in airflow/logs/)
 
@@ -286,10 +313,6 @@ def _is_healthy(url: str) -> bool:
         return False
     parts = ("metadatabase", "scheduler", "dag_processor", "triggerer")
     return all(health.get(part, {}).get("status") == "healthy" for part in parts)
-
-
-def _is_alive(pid: int) -> bool:
-    return pid > 0 and Path(f"/proc/{pid}").is_dir() and b"airflow" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _members(session: int) -> list[int]:

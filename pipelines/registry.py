@@ -97,6 +97,31 @@ def has_model(uri: str, tracking_uri: str | None) -> bool:
             return False
 
 
+def same_version(uri: str, other: str, tracking_uri: str | None) -> bool:
+    """Say whether two addresses ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` lead to the same registered version."""
+    with open_registry(tracking_uri) as client:
+        one, two = (_version(client, address) for address in (uri, other))
+    return (one.name, one.version) == (two.name, two.version)
+
+
+def _version(client: Any, uri: str) -> Any:
+    """Return a registered version; raises :class:`InputError` if it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    name, at, alias = uri.removeprefix(_PREFIX).partition("@")
+    try:
+        if at:
+            return client.get_model_version_by_alias(name, alias)
+        name, _, number = name.rpartition("/")
+        return client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise InputError(
+            f"no model {uri}: {error}; register one with `ghn register`, or name another version"
+        ) from error
+
+
 def fetch_model(uri: str, tracking_uri: str | None, folder: Path) -> Model:
     """Bring a model to this machine.
 
@@ -112,30 +137,15 @@ def fetch_model(uri: str, tracking_uri: str | None, folder: Path) -> Model:
     """
     if not uri.startswith(_PREFIX):
         return Model(uri=uri, checkpoint=Path(uri))
-    from mlflow.exceptions import MlflowException
-
     with open_registry(tracking_uri) as client:
         import mlflow
 
-        name, at, alias = uri.removeprefix(_PREFIX).partition("@")
-        try:
-            if at:
-                version = client.get_model_version_by_alias(name, alias)
-            else:
-                name, _, number = name.rpartition("/")
-                version = client.get_model_version(name, number)
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            raise InputError(
-                f"no model {uri} in {without_password(mlflow.get_tracking_uri())}: {error}; "
-                "register one with `ghn register`, or name another version"
-            ) from error
-        place = mlflow.artifacts.download_artifacts(f"{_PREFIX}{name}/{version.version}", dst_path=str(folder))
+        version = _version(client, uri)
+        place = mlflow.artifacts.download_artifacts(f"{_PREFIX}{version.name}/{version.version}", dst_path=str(folder))
     return Model(
         uri=uri,
         checkpoint=next((Path(place) / "artifacts").iterdir()),  # registered with the name of its folder
-        name=name,
+        name=version.name,
         version=int(version.version),
         run_id=version.run_id,
     )

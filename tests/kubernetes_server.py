@@ -23,6 +23,7 @@ class Cluster:
     created: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
     outcome: str | None = None
+    exit_code: int = 1
     log: list[str] = field(default_factory=list)
 
     def status(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -69,6 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         place = urlparse(self.path)
         if place.path.endswith("/log"):
+            if "tailLines" in parse_qs(place.query):
+                return self._answer(200, "\n".join(self.cluster.log[-int(parse_qs(place.query)["tailLines"][0]) :]))
             assert parse_qs(place.query)["timestamps"] == ["true"]
             lines = [f"2026-11-26T00:00:{i:02d}Z {line}" for i, line in enumerate(self.cluster.log)]
             return self._answer(200, "\n".join(lines) + "\n")
@@ -76,13 +79,17 @@ class _Handler(BaseHTTPRequestHandler):
             selector = parse_qs(place.query)["labelSelector"][0].removeprefix("ghn-job=")
             known = self.cluster.jobs.get(selector)
             count = known["spec"]["completions"] if known else 0
+            ended = {"exitCode": self.cluster.exit_code, "finishedAt": "2026-11-26T00:00:09Z"}
+            state = {"terminated": ended} if self.cluster.outcome == "Failed" else {"running": {}}
+            container = {"name": "ghn", "image": "ghn-train", "imageID": "", "ready": False, "restartCount": 0}
             pods = [
                 {
+                    "status": {"containerStatuses": [{**container, "state": state}]},
                     "metadata": {
                         "name": f"{selector}-{i}",
                         "creationTimestamp": "2026-11-26T00:00:00Z",
                         "annotations": {"batch.kubernetes.io/job-completion-index": str(i)},
-                    }
+                    },
                 }
                 for i in range(count)
             ]

@@ -30,7 +30,10 @@ def connection_environment() -> dict[str, str]:
             "MLFLOW_TRACKING_USERNAME": mlflow.login,
             "MLFLOW_TRACKING_PASSWORD": mlflow.password,
         }
-    return {name: str(value) for name, value in variables.items() if value}
+    found = {name: str(value) for name, value in variables.items() if value}
+    if "AWS_SECRET_ACCESS_KEY" in found:
+        found["AWS_SESSION_TOKEN"] = ""  # one of the worker's would belong to other keys
+    return found
 
 
 def _find(name: str) -> Any:

@@ -16,7 +16,10 @@ from ghn_airflow.backends import Backend, BackendError, Job, NothingToDoError, c
 from ghn_airflow.connections import connection_environment
 
 STOP_S = 40.0
-"""For which a command may take to stop; training leaves a checkpoint in that time (``training.grace_s``)."""
+"""For which a command may take to stop, where it is not tied to the task (containers, Jobs), and where the command before failed.
+
+Airflow itself kills a task five seconds after it asked it to stop; local processes end with it, without another checkpoint.
+"""
 
 
 class GhnOperator(BaseOperator):
@@ -62,6 +65,8 @@ class GhnOperator(BaseOperator):
 
         """
         arguments = tuple(argument for argument in self.arguments if argument)
+        if not arguments:
+            raise AirflowSkipException("there is nothing to do with these parameters")
         self.log.info("running on %s, %s node(s): ghn %s", self.backend, self.nodes, " ".join(arguments))
         self._running = choose(self.backend)
         job = Job(

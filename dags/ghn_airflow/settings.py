@@ -7,6 +7,9 @@ from typing import Any
 
 from airflow.sdk import Asset
 
+ANNOUNCED = ("name", "images", "deepnets", "splits")
+"""What events may say; everything else is decided by parameters and their defaults."""
+
 
 def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
     """Return the run's parameters.
@@ -24,7 +27,10 @@ def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
         for asset in inlets:
             events += list(context["inlet_events"][asset])[-1:]
     for event in events:
-        settings |= {key: value for key, value in event.extra.items() if key in settings}
+        for key in ANNOUNCED:
+            if key in settings and key in event.extra:
+                # checked as a form is: whoever may post events could say anything
+                settings[key] = context["dag"].params.get_param(key).resolve(event.extra[key])
     return settings
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,26 @@ from pipelines.commands.options import NOTHING_TO_DO, PATH, TRACKING, example
 @click.option("--processes", type=click.IntRange(1, 1024), help="Default: one for each processor.")
 @click.option("--results", help="Root for scores of single networks, s3://... or a folder (default: beside --out).")
 @click.option("--part", metavar="N/COUNT", help="Score only this part, into --results; without it, the rest follows.")
+@click.option("--unless-model", help="End with code 99 if this is the same registered version.")
 @click.option("--optional", is_flag=True, help="End with code 99 if there is no such model or alias.")
 @TRACKING
 @example("ghn evaluate --model models:/ghn2-digits@candidate --images s3://ghn/images --deepnets s3://ghn/deepnets")
-def evaluate(model: str, splits: tuple[str, ...], part: str | None, optional: bool, **options: Any) -> None:
+def evaluate(
+    model: str, splits: tuple[str, ...], part: str | None, optional: bool, unless_model: str | None, **options: Any
+) -> None:
     """Score a model on unseen architectures and test images, beside baselines; the same command again goes on."""
     from pipelines.evaluation.inputs import DEFAULT_SPLITS
     from pipelines.evaluation.job import evaluate as evaluate_job
     from pipelines.evaluation.report import table
-    from pipelines.registry import has_model
+    from pipelines.registry import has_model, same_version
     from pipelines.shards.writer import Part
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that temporary files are removed
     if optional and not has_model(model, options["tracking_uri"]):
         click.echo(f"there is no {model} yet: nothing to evaluate")
+        click.get_current_context().exit(NOTHING_TO_DO)
+    if unless_model and same_version(model, unless_model, options["tracking_uri"]):
+        click.echo(f"{model} is the same version as {unless_model}: nothing to evaluate")
         click.get_current_context().exit(NOTHING_TO_DO)
     wanted = Part.parse(part) if part else None
     if wanted and not options["results"]:

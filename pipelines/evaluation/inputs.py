@@ -29,7 +29,7 @@ _PREDEFINED = "predefined"
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The networks of one split, and the SHA-256 of where they come from."""
+    """The networks of one split, and a digest of all that decides them."""
 
     architectures: Sequence[Architecture]
     manifest: str
@@ -80,10 +80,12 @@ def open_splits(
             architectures = read_architectures(deepnets, split)
             digest = manifest_digest(deepnets, split)
         elif split == _PREDEFINED:
-            architectures, digest = predefined_architectures(num_classes, image_size), _PREDEFINED
+            architectures = predefined_architectures(num_classes, image_size)
+            digest = f"{_PREDEFINED}-{num_classes}-{image_size}"
         else:
             official = read_deepnets(deepnets, split, num_classes, image_size)
-            architectures, digest = official, _file_digest(official.path, official.meta_path)
+            architectures = official
+            digest = f"{_file_digest(official.path, official.meta_path)}-{num_classes}-{image_size}"
         if (size := architectures[0].spec.image_size) != image_size:
             raise InputError(f"{deepnets}/{split} was made for {size}-pixel images, the model for {image_size}")
         found[split] = Split(architectures=architectures[:networks], manifest=digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -96,10 +97,10 @@ def evaluate(
                 "evaluate it on images with as many classes at most"
             )
         methods = [hypernetwork(PREDICTED, tested), random_initialization()]
-        methods += other_models(baselines, tracking_uri, folder / "baselines")
+        methods += other_models(baselines, tracking_uri, folder / "baselines", settings)
         if sgd_steps:
             training = manifest_digest(images, "train")
-            methods.append(sgd(sgd_steps, networks=sgd_networks, training_manifest=training))
+            methods.append(sgd(sgd_steps, networks=sgd_networks, training_manifest=training, settings=settings))
         setup = Setup(
             methods={method.name: method for method in methods},
             splits=chosen,
@@ -108,7 +109,8 @@ def evaluate(
             training_settings=settings,
             seed=seed,
         )
-        found = _score_all(setup, described, results or str(out.with_suffix(".results")), processes, part)
+        results = results or str(out.with_suffix(".results").resolve())
+        found = _score_all(setup, described, results, processes, part)
     if part is not None:
         return None
     metric: Metric = "top5" if num_classes >= _MANY_CLASSES else "top1"
@@ -125,6 +127,7 @@ def evaluate(
             "manifests": {name: split.manifest for name, split in chosen.items()},
             "seed_of_random_initialization": seed,
         },
+        "results": results,
         "methods": {method.name: {"kind": method.kind, **method.facts} for method in methods},
         "splits": summary_of(records, metric),
         "networks": records,
@@ -139,8 +142,8 @@ def evaluate(
     store = LocalStore(str(out.parent))
     store.write(out.with_suffix(".jsonl").name, "".join(json.dumps(row) + "\n" for row in records).encode())
     store.write(out.name, (json.dumps(evaluation, indent=1) + "\n").encode())
-    if tested.name:
-        store_evaluation(tested, tracking_uri, evaluation)
+    if tested.name and not store_evaluation(tested, tracking_uri, evaluation):
+        emit("not_stored", model=tested.label, reason="the registry holds an evaluation of more networks or images")
     means = {name: round(row["scores"][PREDICTED][metric]["mean"], 2) for name, row in evaluation["splits"].items()}
     emit("evaluated", out=str(out), metric=metric, **means)
     return evaluation
@@ -199,8 +202,17 @@ def _against_stored(model: Model, tracking_uri: str | None, evaluation: Mapping[
         previous = this if EVALUATED_AT_TAG in this.tags else None
         return {
             "champion": other and _against(client, other, evaluation),
-            "previous": previous and _against(client, previous, evaluation),
+            "previous": previous and _against_itself(client, previous, evaluation),
         }
+
+
+def _against_itself(client: Any, version: Any, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Compare with the evaluation of before; where that is this one, not quite finished, with the one that it looked at."""
+    with contextlib.suppress(GHNError):
+        stored = stored_evaluation(client, version).model_extra or {}
+        if stored.get("results") == evaluation["results"]:
+            return stored.get("previous")
+    return _against(client, version, evaluation)
 
 
 def _against(client: Any, version: Any, evaluation: Mapping[str, Any]) -> dict[str, Any]:

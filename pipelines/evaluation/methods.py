@@ -17,6 +17,7 @@ from ghn.evaluation import PREDICTED, RANDOM
 from ghn.graph import GRAPH_REVISION
 from ghn.sgd import SGDSettings, step_grid
 from pipelines.registry import Model, fetch_model
+from pipelines.settings import ImageSettings
 
 SGD = "sgd"
 _REVISION = 1  # of how a score is measured: another one makes older results invalid
@@ -64,18 +65,20 @@ def random_initialization() -> Method:
     return Method(name=RANDOM, kind="random")
 
 
-def sgd(steps: int, *, networks: int | None, training_manifest: str) -> Method:
-    """Return the method that trains each network for ``steps`` steps."""
+def sgd(steps: int, *, networks: int | None, training_manifest: str, settings: ImageSettings) -> Method:
+    """Return the method that trains each network for ``steps`` steps on images of these settings."""
     grid = step_grid(steps)
     facts = {"steps": list(grid), "training": training_manifest, **dataclasses.asdict(SGDSettings())}
+    facts |= {"augment": settings.augment, "shuffle_window": settings.shuffle_window}
     return Method(name=SGD, kind="sgd", facts=facts, steps=grid, networks=networks)
 
 
-def other_models(given: Sequence[str], tracking_uri: str | None, folder: Path) -> list[Method]:
+def other_models(given: Sequence[str], tracking_uri: str | None, folder: Path, settings: ImageSettings) -> list[Method]:
     """Read ``NAME=MODEL`` baselines, such as ``ghn1=models:/ghn1-cifar10/3``.
 
     Raises:
-        InputError: for a name that is taken or can not be one, or a model that is not there.
+        InputError: for a name that is taken or can not be one, a model that is not there, or one for images of other
+            ``settings``.
 
     """
     methods: list[Method] = []
@@ -85,7 +88,15 @@ def other_models(given: Sequence[str], tracking_uri: str | None, folder: Path) -
             raise InputError(f"baseline {text!r}: write NAME=MODEL, e.g. ghn1=models:/ghn1-cifar10/3")
         if name in (PREDICTED, RANDOM, SGD, *(method.name for method in methods)):
             raise InputError(f"baseline name {name!r} is taken; choose another one")
-        methods.append(hypernetwork(name, fetch_model(uri, tracking_uri, folder / str(i))))
+        model = fetch_model(uri, tracking_uri, folder / str(i))
+        own = ImageSettings.model_validate(image_facts(model.checkpoint))
+        for key in ("size", "mean", "std"):
+            if getattr(own, key) != getattr(settings, key):
+                raise InputError(
+                    f"baseline {name} was trained on images with {key} {getattr(own, key)}, not {getattr(settings, key)} as the "
+                    "model; compare models for the same images"
+                )
+        methods.append(hypernetwork(name, model))
     return methods
 
 

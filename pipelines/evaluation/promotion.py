@@ -45,7 +45,7 @@ def promote(
         the version's description.
 
     Raises:
-        InputError: if there is no candidate, it was rolled back before, or the evaluations can not be compared.
+        InputError: if there is no candidate, or the evaluations can not be compared.
         DataError: if an evaluation is broken or incomplete.
         StorageError: if the registry can not be used.
 
@@ -57,11 +57,9 @@ def promote(
         result = {"name": name, "version": int(candidate.version), "champion": champion and int(champion.version)}
         if champion is not None and champion.version == candidate.version:
             return result | {"promoted": False, "reasons": ["it is the champion already"]}
-        if _ROLLED_BACK_TAG in candidate.tags:
-            raise InputError(
-                f"{name} version {candidate.version} was rolled back on {candidate.tags[_ROLLED_BACK_TAG]}; "
-                f"register another candidate, or remove the tag {_ROLLED_BACK_TAG} from the version"
-            )
+        if when := candidate.tags.get(_ROLLED_BACK_TAG):
+            reason = f"it was rolled back on {when}; register another candidate, or remove the tag {_ROLLED_BACK_TAG}"
+            return result | {"promoted": False, "reasons": [reason]}
         mine = _evaluation(client, candidate, evaluation)
         others = _evaluation(client, champion, champion_evaluation) if champion is not None else None
         differences = compare(mine, others, splits)
@@ -141,5 +139,7 @@ def _summary(promoted: bool, champion: Any, differences: Sequence[Difference]) -
 def _write_reasons(client: Any, version: Any, text: str) -> None:
     """Add to a version's description, below what it says already; the oldest text goes if it gets too long."""
     known = client.get_model_version(version.name, version.version).description
+    if known and known.endswith(text):  # a nightly evaluation finds the same again
+        return
     whole = f"{known}\n\n{text}" if known else text
     client.update_model_version(version.name, version.version, description=whole[-_LONGEST_DESCRIPTION:])

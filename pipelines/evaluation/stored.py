@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ghn.errors import InputError
+from ghn.errors import GHNError, InputError
 from ghn.evaluation import PREDICTED
 from pipelines.evaluation.comparison import Evaluation, read_evaluation
 from pipelines.registry import Model, open_registry, registry_errors
@@ -21,10 +21,17 @@ def evaluation_artifact(name: str, version: int | str) -> str:
     return f"evaluations/{name}-{version}.json"
 
 
-def store_evaluation(model: Model, tracking_uri: str | None, evaluation: Mapping[str, Any]) -> None:
-    """Store an evaluation with its version: the whole of it, and means, standard errors and best as metrics of the run."""
+def store_evaluation(model: Model, tracking_uri: str | None, evaluation: Mapping[str, Any]) -> bool:
+    """Store an evaluation with its version: the whole of it, and means, standard errors and best as metrics of the run.
+
+    Returns:
+        Whether it was stored; it is not in place of one of the same images and networks that covers more of them.
+
+    """
     place = evaluation_artifact(str(model.name), str(model.version))
     with open_registry(tracking_uri) as client, registry_errors(f"{place} of run {model.run_id}"):
+        if _is_part_of_stored(client, model, evaluation):
+            return False
         client.log_dict(model.run_id, evaluation, place)
         for split, row in evaluation["splits"].items():
             client.log_metric(model.run_id, f"eval.{split}.failed", float(row["failed"]))
@@ -34,6 +41,34 @@ def store_evaluation(model: Model, tracking_uri: str | None, evaluation: Mapping
                         client.log_metric(model.run_id, f"eval.{split}.{method}.{metric}.{key}", float(value))
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         client.set_model_version_tag(model.name, str(model.version), EVALUATED_AT_TAG, now)
+    return True
+
+
+def _is_part_of_stored(client: Any, model: Model, evaluation: Mapping[str, Any]) -> bool:
+    try:
+        stored = stored_evaluation(client, client.get_model_version(model.name, str(model.version)))
+    except GHNError:
+        return False  # none, or none that can be read
+    images = evaluation["images"]
+    if (stored.images.manifest, stored.images.split) != (images["manifest"], images["split"]):
+        return False
+    manifests = evaluation["architectures"]["manifests"]
+    if any(stored.architectures.manifests.get(name, digest) != digest for name, digest in manifests.items()):
+        return False
+    mine, theirs = ({(n[0], n[1]) for n in found} for found in (_networks(evaluation), _networks(stored.model_dump())))
+    return (
+        mine <= theirs
+        and images["count"] <= stored.images.count
+        and (len(mine), images["count"])
+        != (
+            len(theirs),
+            stored.images.count,
+        )
+    )
+
+
+def _networks(evaluation: Mapping[str, Any]) -> list[tuple[str, int]]:
+    return [(network["split"], network["index"]) for network in evaluation["networks"]]
 
 
 def stored_evaluation(client: Any, version: Any) -> Evaluation:

@@ -139,7 +139,7 @@ def _run_ranks(recipe: Recipe, run: Path, store: str | None, stop_after: int | N
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     deadline, first = None, None
     try:
         while any(process.poll() is None for process in ranks):

@@ -12,7 +12,7 @@ _WINDOW = 0.9  # of the running means that the progress bar shows
 
 
 class Signals:
-    """While it is entered, SIGTERM and SIGINT are noted instead of ending the process: training then ends with a checkpoint.
+    """While it is entered, SIGTERM, SIGINT and SIGHUP (of a lost connection) are noted: training then ends with a checkpoint.
 
     Attributes:
         noted: the signal that came last, 0 if none came.
@@ -24,7 +24,7 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._previous[number] = signal.signal(number, self._note)
 
     def __exit__(self, *error: object) -> None:

@@ -222,7 +222,8 @@ def test_kubernetes_manifests_are_valid(nodes: int, version: str, monkeypatch: p
     monkeypatch.setenv("GHN_KUBERNETES_CLAIM", "ghn-work")
     monkeypatch.setenv("GHN_KUBERNETES_GPUS", "1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
-    manifests = render(job("train", NASTY, nodes=nodes, environment={"X": "planted-secret"}), settings())
+    variables = {"MLFLOW_TRACKING_PASSWORD": "planted-secret", "MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    manifests = render(job("train", NASTY, nodes=nodes, environment=variables), settings())
     assert [m["kind"] for m in manifests] == (["Service", "Job"] if nodes > 1 else ["Job"])
     for manifest in manifests:
         kubernetes_validate.validate(manifest, version, strict=True)
@@ -230,6 +231,7 @@ def test_kubernetes_manifests_are_valid(nodes: int, version: str, monkeypatch: p
     spec = manifests[-1]["spec"]
     assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"] == nodes
     container = spec["template"]["spec"]["containers"][0]
+    assert {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000"} in container["env"]
     assert container["command"] == ["ghn"] and container["args"] == ["train", NASTY]
 
 
@@ -266,7 +268,7 @@ def test_another_try_joins_a_running_job_and_replaces_a_failed_one(cluster: Clus
 
     cluster.outcome = "Failed"
     cluster.log += ["loading", "ghn: no shard set at s3://x"]
-    with pytest.raises(BackendError, match=r"failed; its last lines: loading \| ghn: no shard set"):
+    with pytest.raises(BackendError, match=r"failed with exit code 1; its last lines: loading \| ghn: no shard set"):
         choose("kubernetes").run(job("train"), lambda line: None)
     assert len(cluster.jobs) == 1 and len(cluster.created) == 1  # it stays, to be looked at
     lines: list[str] = []
@@ -284,6 +286,36 @@ def test_another_try_joins_a_running_job_and_replaces_a_failed_one(cluster: Clus
     threading.Timer(0.3, lambda: setattr(cluster, "outcome", "Complete")).start()
     choose("kubernetes").run(job("train"), lines.append)
     assert len(cluster.created) == 2 and any(line.startswith("joining the Job research/") for line in lines)
+
+
+def test_exit_codes_of_pods_mean_what_they_mean_elsewhere(cluster: Cluster) -> None:
+    from ghn_airflow.backends import BackendError, NothingToDoError, choose
+
+    cluster.outcome, cluster.exit_code, cluster.log = "Failed", 2, ["ghn: no shard set"]
+    with pytest.raises(BackendError, match="exit code 2") as caught:
+        choose("kubernetes").run(job("train"), lambda line: None)
+    assert caught.value.final
+    cluster.jobs.clear()
+    cluster.exit_code, cluster.log = 99, ["there is no champion yet"]
+    with pytest.raises(NothingToDoError, match="no champion yet"):
+        choose("kubernetes").run(job("evaluate"), lambda line: None)
+
+
+def test_a_job_is_deleted_when_the_tasks_time_is_up(cluster: Cluster) -> None:
+    from ghn_airflow.backends import choose
+
+    class TimeIsUp(BaseException): ...
+
+    def tell(line: str) -> None:
+        if "active" in line:
+            raise TimeIsUp
+
+    backend = choose("kubernetes")
+    with pytest.raises(TimeIsUp):
+        backend.run(job("train"), tell)
+    assert cluster.jobs
+    backend.stop()  # as Airflow does then
+    assert not cluster.jobs
 
 
 def test_stopping_deletes_the_job(cluster: Cluster) -> None:

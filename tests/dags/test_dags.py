@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -118,13 +120,21 @@ def event(second: int, **extra: str) -> SimpleNamespace:
 
 
 def context(kind: str, triggering: dict[str, list[Any]], inlets: dict[str, list[Any]]) -> dict[str, Any]:
+    from airflow.sdk import Param
+
     params = {"name": "form", "images": "form", "work": "w"}
     run = SimpleNamespace(run_type=kind, run_id="manual__2026-11-26T01:02:03+00:00")
     found = {"params": params, "dag_run": run, "triggering_asset_events": triggering, "inlet_events": inlets}
-    return {**found, "dag": SimpleNamespace(dag_id="evaluate")}
+    known = {
+        "name": Param("form", type="string", pattern="^[a-z]+$"),
+        "images": Param("form", type="string", minLength=1),
+    }
+    return {**found, "dag": SimpleNamespace(dag_id="evaluate", params=SimpleNamespace(get_param=known.__getitem__))}
 
 
 def test_a_run_does_what_its_trigger_says(ghn_airflow: None) -> None:
+    from airflow.sdk.exceptions import ParamValidationError
+
     from ghn_airflow.settings import settings_of
 
     events = {
@@ -132,7 +142,9 @@ def test_a_run_does_what_its_trigger_says(ghn_airflow: None) -> None:
         "b": [event(3, images="mid")],
     }
     found = settings_of(context("asset_triggered", events, {}))
-    assert found == {"name": "new", "images": "mid", "work": "w"}  # the newest word on each; unknown keys have no say
+    assert found == {"name": "new", "images": "mid", "work": "w"}  # the newest word on each; other keys have no say
+    with pytest.raises(ParamValidationError):
+        settings_of(context("asset_triggered", {"a": [event(1, name="$(id)")]}, {}))
     inlets = {"asset": [event(1, name="first"), event(9, name="last")]}
     assert settings_of(context("scheduled", {}, inlets), ["asset"])["name"] == "last"  # type: ignore[list-item]
     assert settings_of(context("scheduled", {}, {"asset": []}), ["asset"])["name"] == "form"  # type: ignore[list-item]
@@ -152,3 +164,35 @@ def test_values_stay_single_arguments(ghn_airflow: None) -> None:
     ]
     here = context("manual", {}, {})
     assert run_folder(here["params"], here) == "w/evaluate/manual__2026-11-26T01-02-03-00-00"
+
+
+class _Messages(BaseHTTPRequestHandler):
+    received: ClassVar[list[tuple[str, str]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.received.append((self.path, json.loads(body)["text"]))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_failure_is_sent_to_the_alert_connection(ghn_airflow: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk import Connection
+
+    from ghn_airflow.alerts import report_failure
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Messages)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    found = SimpleNamespace(
+        schema="http", host="127.0.0.1", port=server.server_address[1], extra_dejson={"path": "/hook"}
+    )
+    monkeypatch.setattr(Connection, "get", classmethod(lambda cls, name: found if name == "ghn_alerts" else None))
+    task = SimpleNamespace(dag_id="evaluate", task_id="alert", run_id="r1")
+    report_failure({"ti": task, "exception": "wide: -10.00 percent"})
+    server.shutdown()
+    assert _Messages.received == [("/hook", "evaluate.alert failed in run r1: wide: -10.00 percent")]
+    report_failure({"ti": task})  # nobody listens any more: it is logged, and nothing is raised
+    server.server_close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -230,11 +231,14 @@ def test_the_nightly_evaluation_comes_by_itself(site: Site) -> None:
 
 
 def test_an_old_evaluation_fails_visibly_with_the_numbers(site: Site) -> None:
-    run = site.airflow.trigger("evaluate", max_age_hours=0.000001)
+    promotions = len(site.airflow.runs("promote"))
+    run = site.airflow.trigger("evaluate", max_age_hours=0.000001, networks=2)
     end = site.airflow.wait("evaluate", run)
     assert end["state"] == "failed" and end["tasks"]["alert", -1]["state"] == "failed"
     assert "evaluated 0.0 hours ago, limit 1e-06" in site.airflow.log("evaluate", run, "alert")
     assert "ghn alert: evaluate.alert failed in run" in site.airflow.log("evaluate", run, "alert")  # the callback
+    assert end["tasks"]["announce", -1]["state"] == "skipped"  # with limits nothing is promoted
+    assert len(site.airflow.runs("promote")) == promotions
 
 
 def test_secrets_are_nowhere(site: Site) -> None:
@@ -283,7 +287,10 @@ def _processes_with(text: str) -> list[int]:
 
 def _task_runner(pids: list[int]) -> int:
     """Return the process of Airflow that started the commands: the first ancestor that is not one of them."""
-    parents = {pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in pids}
+    parents = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     outside = {parent for parent in parents.values() if parent not in parents}
     assert len(outside) == 1, parents
     return outside.pop()

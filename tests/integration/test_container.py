@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 
+from pipelines.training.state import read_metrics
+from tests.airflow_client import until
 from tests.distributed.jobs import curve, same_weights
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
@@ -84,3 +89,93 @@ def test_two_containers_train_as_one_host_does(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert curve(work / "run") == curve(undisturbed) and same_weights(work / "run", undisturbed)
+
+
+@pytest.fixture
+def mounted(shards: Path, tmp_path: Path) -> Path:
+    """A folder with the shards that the image's user may write to."""
+    work = tmp_path / "work"
+    shutil.copytree(shards, work / "shards")
+    (work / "runs").mkdir()
+    for path in (work, *work.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    return work
+
+
+def site(docker: list[str], work: Path) -> dict[str, str]:
+    """Return the environment of Airflow's workers."""
+    return {
+        **os.environ,
+        "GHN_DOCKER": " ".join(docker),
+        "GHN_IMAGE": TAG,
+        "GHN_CONTAINER_VOLUMES": f"{work}:/mnt/ghn",
+        "GHN_HOME": "/mnt/ghn/runs",
+        "GHN_RECIPE": "smoke",
+        "MLFLOW_TRACKING_URI": "sqlite:////mnt/ghn/runs/mlflow.db",
+        "GHN_ARTIFACTS": "/mnt/ghn/runs/artifacts",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def containers(docker: list[str]) -> list[str]:
+    return run(*docker, "ps", "--all", "--format", "{{.Names}}").stdout.split()
+
+
+def test_the_dag_plans_trains_and_registers_in_containers(
+    docker: list[str], mounted: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    environment = site(docker, mounted) | {
+        "AIRFLOW_HOME": str(tmp_path / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    }
+    airflow = str(Path(sys.executable).with_name("airflow"))
+    conf = {
+        "backend": "container",
+        "nodes": 2,
+        "images": "/mnt/ghn/shards/images",
+        "deepnets": "/mnt/ghn/shards/nets",
+        "overrides": ["training.steps=6"],
+    }
+    for command in (
+        ("db", "migrate"),
+        ("pools", "set", "ghn_training", "1", "one training at a time"),
+        ("dags", "test", "meta_train", "--conf", json.dumps(conf)),
+    ):
+        done = subprocess.run([airflow, *command], env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    (made,) = (mounted / "runs" / "meta_train").iterdir()
+    assert curve(made / "train") == curve(undisturbed) and same_weights(made / "train", undisturbed)
+    assert {row["slowest_rank"] for row in read_metrics(made / "train")} <= {0, 1}
+    client = mlflow.MlflowClient(f"sqlite:///{mounted}/runs/mlflow.db")
+    assert [version.version for version in client.search_model_versions("name='ghn2-cifar10'")] in ([1], ["1"])
+    assert not [name for name in containers(docker) if name.startswith("ghn-meta-train")]
+
+
+RUN_BACKEND = """
+import sys; sys.path.insert(0, sys.argv[1])
+from ghn_airflow.backends import Job, choose
+choose("container").run(Job(name="ghn-test-again", arguments=tuple(sys.argv[2:]), nodes=2), lambda line: print(line, flush=True))
+"""
+
+
+def test_a_new_try_takes_the_place_of_containers_that_a_killed_task_left(
+    docker: list[str], mounted: Path, tmp_path: Path
+) -> None:
+    settings = ("images.url=/mnt/ghn/shards/images", "architectures.url=/mnt/ghn/shards/nets", "training.steps=120")
+    settings += ("training.checkpoint_every=5",)
+    arguments = ["train", "--recipe=smoke", "--run=/mnt/ghn/runs/again", *(f"--set={item}" for item in settings)]
+    command = [sys.executable, "-c", RUN_BACKEND, str(REPOSITORY / "dags"), *arguments]
+    folder, environment = mounted / "runs" / "again", site(docker, mounted)
+    del environment["MLFLOW_TRACKING_URI"]
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    until(lambda: folder.is_dir() and any(row["step"] > 6 for row in read_metrics(folder)), 120, "the first steps")
+    first.kill()
+    first.wait()
+    assert {"ghn-test-again-0", "ghn-test-again-1"} <= set(containers(docker))  # nothing of ours could stop them
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[node 1]" in done.stdout and "[node 0]" in done.stdout
+    rows = read_metrics(folder)
+    assert [row["step"] for row in rows] == list(range(1, 121)) and rows[-1]["session"] >= 2
+    assert not [name for name in containers(docker) if name.startswith("ghn-test-again")]

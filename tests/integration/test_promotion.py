@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 
+from pipelines.evaluation.alert import AlertError, alert
 from pipelines.evaluation.promotion import promote, rollback
 from tests.distributed.jobs import GHN_COMMAND
 from tests.evaluations import evaluation, spread
@@ -79,7 +81,7 @@ def test_a_better_candidate_becomes_champion_and_can_be_rolled_back(registry, tr
     assert done.returncode == 0 and int(champion().version) == first
     assert "nobody likes it" in mlflow.MlflowClient().get_model_version(NAME, str(second)).description
     again = ghn(tracking, "promote")
-    assert again.returncode == 2 and "was rolled back" in again.stderr and int(champion().version) == first
+    assert again.returncode == 0 and "was rolled back" in again.stdout and int(champion().version) == first
     last = ghn(tracking, "rollback", "--reason", "further")
     assert last.returncode == 2 and "no champion before it" in last.stderr
 
@@ -133,3 +135,43 @@ def test_a_registry_or_model_that_is_not_there_is_named(registry, tracking: str)
         text=True,
     )
     assert nowhere.returncode == 4 and "Traceback" not in nowhere.stderr and "/proc/nowhere" in nowhere.stderr
+
+
+def evaluated(version: int, hours_ago: float) -> None:
+    then = datetime.now(UTC) - timedelta(hours=hours_ago)
+    mlflow.MlflowClient().set_model_version_tag(NAME, str(version), "ghn.evaluated_at", then.isoformat())
+
+
+def test_alarms_name_the_numbers(registry, tracking: str) -> None:
+    first = registry(val=spread(40), wide=spread(30))
+    with pytest.raises(AlertError, match=r"candidate \(version 1\): never evaluated"):
+        alert(NAME, tracking_uri=tracking, max_age_hours=2)
+    evaluated(first, 1)
+    assert alert(NAME, tracking_uri=tracking, max_age_hours=2) == [
+        f"candidate (version {first}): evaluated 1.0 hours ago, limit 2"
+    ]
+    promote(NAME, tracking_uri=tracking, splits=("val",))
+    worse = registry(val=spread(41), wide=spread(20))
+    evaluated(worse, 3)
+    done = ghn(tracking, "alert", "--max-age-hours", "2")
+    assert done.returncode == 7 and "Traceback" not in done.stderr
+    assert f"candidate (version {worse}): evaluated 3.0 hours ago, limit 2" in done.stderr
+    assert "wide: -10.00 percent on 20 networks" in done.stderr and "val: +1.00" not in done.stderr.splitlines()[-1]
+    assert f"champion (version {first}): evaluated" not in done.stderr.splitlines()[-1]  # it is young enough
+    with pytest.raises(AlertError, match="has no evaluation"):
+        registry()
+        alert(NAME, tracking_uri=tracking, max_age_hours=2)
+
+
+def test_a_version_that_lost_against_itself_is_an_alarm(registry, tracking: str) -> None:
+    version = registry(val=spread(40))
+    evaluated(version, 0)
+    client = mlflow.MlflowClient()
+    run_id = client.get_model_version(NAME, str(version)).run_id
+    whole = evaluation(version, {"val": spread(40)}, run_id=run_id)
+    lost = {"verdict": "worse", "text": "val: -3.00 percent on 20 networks"}
+    client.log_dict(
+        run_id, {**whole, "previous": {"version": version, "differences": [lost]}}, f"evaluations/{NAME}-{version}.json"
+    )
+    with pytest.raises(AlertError, match=r"against itself before: val: -3\.00 percent on 20 networks"):
+        alert(NAME, tracking_uri=tracking, max_age_hours=2)

@@ -19,9 +19,9 @@ _TETHER = Path(__file__).resolve().parents[1] / "tether.py"
 _AFTER_FAILURE_S = 15.0
 """For which the other nodes may go on after one failed: they end by themselves, with better messages."""
 
-_FINAL_CODES = (2, 7)
+FINAL_CODES = (2, 7)
 """Exit codes of ``ghn`` for wrong input and for alarms."""
-_NOTHING_TO_DO = 99
+NOTHING_TO_DO = 99
 
 Log = Callable[[str], None]
 
@@ -120,11 +120,11 @@ class ProcessBackend(Backend):
         failed = self._failed if self._failed is not None else next((i for i, code in enumerate(codes) if code), None)
         if failed is None:
             return
-        if codes[failed] == _NOTHING_TO_DO:
+        if codes[failed] == NOTHING_TO_DO:
             raise NothingToDoError(" | ".join(tails[failed][-1:]))
         where = f" on {processes[failed].label}" if processes[failed].label else ""
         message = f"exit code {codes[failed]}{where}: " + " | ".join(tails[failed])
-        raise BackendError(message, final=codes[failed] in _FINAL_CODES)
+        raise BackendError(message, final=codes[failed] in FINAL_CODES)
 
     def _follow(self, processes: Sequence[Process], tell: Callable[[int, str], None], stop_s: float) -> None:
         """Start the commands and tell their lines, until all have ended or it is time to stop them."""

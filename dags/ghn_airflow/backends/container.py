@@ -22,11 +22,14 @@ class ContainerBackend(ProcessBackend):
 
     def __init__(self) -> None:
         super().__init__()
+        self._names: list[str] = []
+        self._stop_s = 0.0
         self._docker = shlex.split(os.environ.get(DOCKER_VARIABLE, "docker"))
 
     def run(self, job: Job, log: Log) -> None:
         """Run the command; errors as in :meth:`Backend.run`."""
         names = [f"{job.name}-{i}" for i in range(job.nodes)]
+        self._names, self._stop_s = names, job.stop_s
         self._remove(names, job.name)
         if job.nodes > 1:
             self._call("network", "create", job.name)
@@ -35,10 +38,33 @@ class ContainerBackend(ProcessBackend):
         finally:
             self._remove(names, job.name)
 
+    def stop(self) -> None:
+        """Ask all containers to stop, by a client of its own that outlives this task: Airflow gives it five seconds."""
+        if self._names:
+            subprocess.Popen(
+                [*self._docker, "stop", "--time", str(int(self._stop_s)), *self._names],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        super().stop()
+
     def _process(self, job: Job, names: list[str], i: int) -> Process:
         """Return the client that runs one container and passes signals on to it."""
         environment = {**os.environ, **job.environment}
-        command = [*self._docker, "run", "--name", names[i], "--hostname", names[i], "--entrypoint", "ghn"]
+        command = [
+            *self._docker,
+            "run",
+            "--rm",
+            "--init",
+            "--name",
+            names[i],
+            "--hostname",
+            names[i],
+            "--entrypoint",
+            "ghn",
+        ]
         command += [part for name in sorted(environment) if name.startswith(_PASSED) for part in ("--env", name)]
         for volume in os.environ.get(VOLUMES_VARIABLE, "").split():
             command += ["--volume", volume]

@@ -6,18 +6,25 @@ that the pods read; they never pass through Airflow. Rendered manifests follow `
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ghn_airflow.backends.base import Backend, BackendError, Job, Log
+from ghn_airflow.backends.base import FINAL_CODES, NOTHING_TO_DO, Backend, BackendError, Job, Log, NothingToDoError
 
 _PORT = 29531
 _POLL_S = 5.0
 _BACKOFF_LIMIT = 3
+_CONTAINER = "ghn"
+_PASSED = (
+    *("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "GHN_ARTIFACTS", "GHN_S3_ADDRESSING"),
+    *("MLFLOW_S3_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS"),
+)
+"""Variables that are not secret; an address that holds a password belongs into the Secret, not to the worker."""
 _NOT_FOUND, _CONFLICT = 404, 409
 _INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 
@@ -32,7 +39,7 @@ def settings() -> dict[str, str]:
         "cpu": ("GHN_KUBERNETES_CPU", "4"),
         "memory": ("GHN_KUBERNETES_MEMORY", "16Gi"),
         "gpus": ("GHN_KUBERNETES_GPUS", "0"),
-        "deadline_s": ("GHN_KUBERNETES_DEADLINE_S", "604800"),
+        "deadline_s": ("GHN_KUBERNETES_DEADLINE_S", "1209600"),
         "poll_s": ("GHN_KUBERNETES_POLL_S", str(_POLL_S)),
     }
     return {key: os.environ.get(variable, default) for key, (variable, default) in names.items()}
@@ -41,9 +48,10 @@ def settings() -> dict[str, str]:
 def render(job: Job, given: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the Service (for more than one node) and the Job, ready to be sent."""
     labels = {"app": "ghn", "ghn-job": job.name}
-    environment: list[dict[str, Any]] = []
+    known = {**os.environ, **job.environment}
+    environment: list[dict[str, Any]] = [{"name": name, "value": known[name]} for name in _PASSED if name in known]
     if job.nodes > 1:
-        environment = [
+        environment += [
             {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}},
             {"name": "WORLD_SIZE", "value": str(job.nodes)},
             {"name": "MASTER_ADDR", "value": f"{job.name}-0.{job.name}"},
@@ -54,7 +62,7 @@ def render(job: Job, given: Mapping[str, str]) -> list[dict[str, Any]]:
     if given["gpus"] != "0":
         resources["nvidia.com/gpu"] = given["gpus"]
     container: dict[str, Any] = {
-        "name": "ghn",
+        "name": _CONTAINER,
         "image": given["image"],
         "command": ["ghn"],
         "args": list(job.arguments),
@@ -64,7 +72,7 @@ def render(job: Job, given: Mapping[str, str]) -> list[dict[str, Any]]:
         "securityContext": {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 1000},
     }
     pod: dict[str, Any] = {
-        "restartPolicy": "OnFailure",  # all ranks end when one does; all start again and find the checkpoint
+        "restartPolicy": "Never",  # a failed pod stays, with its exit code and log; the Job makes another one
         "terminationGracePeriodSeconds": int(job.stop_s),
         "containers": [container],
     }
@@ -81,7 +89,19 @@ def render(job: Job, given: Mapping[str, str]) -> list[dict[str, Any]]:
             "completionMode": "Indexed",
             "completions": job.nodes,
             "parallelism": job.nodes,
-            "backoffLimit": _BACKOFF_LIMIT * job.nodes,
+            "backoffLimit": _BACKOFF_LIMIT * job.nodes,  # all ranks end when one does, and find the checkpoint
+            "podFailurePolicy": {
+                "rules": [
+                    {
+                        "action": "FailJob",  # another try would end in the same way
+                        "onExitCodes": {
+                            "containerName": _CONTAINER,
+                            "operator": "In",
+                            "values": [*FINAL_CODES, NOTHING_TO_DO],
+                        },
+                    }
+                ]
+            },
             "activeDeadlineSeconds": int(given["deadline_s"]),
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
@@ -105,6 +125,7 @@ class KubernetesBackend(Backend):
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
+        self._left: Callable[[], None] | None = None  # deletes what runs on without being followed
 
     def run(self, job: Job, log: Log) -> None:
         """Run the command; errors as in :meth:`Backend.run`."""
@@ -124,15 +145,21 @@ class KubernetesBackend(Backend):
         batch, core = client.BatchV1Api(), client.CoreV1Api()
         try:
             self._submit(job, given, batch, core, log)
-            self._follow(job, given, batch, core, log)
+            try:
+                self._follow(job, given, batch, core, log)
+            except BaseException:  # of a time limit, for one: Airflow calls `stop` after it
+                self._left = functools.partial(self._delete, job, given["namespace"], batch, core)
+                raise
         except ApiException as error:
             raise BackendError(f"Kubernetes refused {job.name}: {error.status} {error.reason}: {error.body}") from error
         except HTTPError as error:
             raise BackendError(f"can not reach Kubernetes: {error}; another try joins the Job") from error
 
     def stop(self) -> None:
-        """Delete the Job with its pods; that is done where the Job is followed, at once."""
+        """Delete the Job with its pods: where the Job is followed, at once, or here if it is followed no more."""
         self._stopping.set()
+        if self._left is not None:
+            self._left()
 
     def _submit(self, job: Job, given: Mapping[str, str], batch: Any, core: Any, log: Log) -> None:
         from kubernetes.client.exceptions import ApiException
@@ -177,7 +204,7 @@ class KubernetesBackend(Backend):
             if outcome == "Complete":
                 return
             if outcome is not None:  # it stays, to be looked at, until the next try
-                raise BackendError(f"the Job {namespace}/{job.name} failed; its last lines: " + " | ".join(lines.last))
+                _raise_for(f"{namespace}/{job.name}", *_failed_pod(core, job.name, namespace))
             self._stopping.wait(float(given["poll_s"]))
 
     def _delete(self, job: Job, namespace: str, batch: Any, core: Any) -> None:
@@ -191,6 +218,15 @@ class KubernetesBackend(Backend):
                     raise
         while _get(batch, job.name, namespace) is not None:  # until its pods are gone
             time.sleep(0.5)
+
+
+def _raise_for(name: str, code: int | None, last: list[str]) -> None:
+    """Raise what the exit code and the last lines of the pod that failed say."""
+    if code == NOTHING_TO_DO:
+        raise NothingToDoError(" | ".join(last[-1:]))
+    how = "" if code is None else f" with exit code {code}"
+    message = f"the Job {name} failed{how}; its last lines: " + " | ".join(last)
+    raise BackendError(message, final=code in FINAL_CODES)
 
 
 def _load_configuration(config: Any) -> None:
@@ -228,7 +264,6 @@ class _NewLines:
         self._core, self._name, self._namespace = core, name, namespace
         self._read_at: float | None = None
         self._latest = ""
-        self.last: list[str] = []
 
     def read(self) -> list[str]:
         """Return the new lines, none if there is no such pod yet."""
@@ -249,6 +284,24 @@ class _NewLines:
         stamped = [line.partition(" ") for line in str(text).splitlines()]
         new = [(stamp, line) for stamp, _, line in stamped if stamp > self._latest]
         self._latest = new[-1][0] if new else self._latest
-        lines = [line for _, line in new]
-        self.last = [*self.last, *lines][-5:]
-        return lines
+        return [line for _, line in new]
+
+
+def _failed_pod(core: Any, name: str, namespace: str) -> tuple[int | None, list[str]]:
+    """Return exit code and last lines of the pod that failed first, as far as they are known."""
+    from kubernetes.client.exceptions import ApiException
+
+    found = []
+    for pod in core.list_namespaced_pod(namespace, label_selector=f"ghn-job={name}").items:
+        for status in (pod.status and pod.status.container_statuses) or ():
+            ended = status.state and status.state.terminated
+            if ended and ended.exit_code:
+                found.append((str(ended.finished_at), ended.exit_code, pod.metadata.name))
+    if not found:
+        return None, []
+    _, code, pod_name = min(found)
+    try:
+        text = core.read_namespaced_pod_log(pod_name, namespace, tail_lines=5)
+    except ApiException:
+        text = ""
+    return code, str(text).splitlines()
