@@ -36,11 +36,15 @@ def evaluate(
     model: str, splits: tuple[str, ...], part: str | None, optional: bool, unless_model: str | None, **options: Any
 ) -> None:
     """Score a model on unseen architectures and test images, beside baselines; the same command again goes on."""
+    from pipelines.shards.writer import Part
+
+    wanted = Part.parse(part) if part else None
+    if wanted and not options["results"]:
+        raise click.UsageError("give --results, where the scores of all parts come together")
     from pipelines.evaluation.inputs import DEFAULT_SPLITS
     from pipelines.evaluation.job import evaluate as evaluate_job
     from pipelines.evaluation.report import table
     from pipelines.registry import has_model, same_version
-    from pipelines.shards.writer import Part
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that temporary files are removed
     if optional and not has_model(model, options["tracking_uri"]):
@@ -49,9 +53,6 @@ def evaluate(
     if unless_model and same_version(model, unless_model, options["tracking_uri"]):
         click.echo(f"{model} is the same version as {unless_model}: nothing to evaluate")
         click.get_current_context().exit(NOTHING_TO_DO)
-    wanted = Part.parse(part) if part else None
-    if wanted and not options["results"]:
-        raise click.UsageError("give --results, where the scores of all parts come together")
     evaluation = evaluate_job(model, splits=splits or DEFAULT_SPLITS, part=wanted, **options)
     click.echo(table(evaluation) if evaluation else f"part {part} is stored in {options['results']}")
 

@@ -193,6 +193,6 @@ def test_a_failure_is_sent_to_the_alert_connection(ghn_airflow: None, monkeypatc
     task = SimpleNamespace(dag_id="evaluate", task_id="alert", run_id="r1")
     report_failure({"ti": task, "exception": "wide: -10.00 percent"})
     server.shutdown()
+    server.server_close()
     assert _Messages.received == [("/hook", "evaluate.alert failed in run r1: wide: -10.00 percent")]
     report_failure({"ti": task})  # nobody listens any more: it is logged, and nothing is raised
-    server.server_close()

@@ -71,9 +71,9 @@ def test_two_processes_give_what_one_gives(given, whole, tmp_path: Path) -> None
 
 
 def test_it_goes_on_after_kill_9(given, tmp_path: Path) -> None:
-    trained = {"sgd_steps": 20}  # which takes a while
+    trained = {"sgd_steps": 8}  # which takes a while
     whole = evaluate(**given, **trained, out=tmp_path / "whole.json")
-    command = [GHN_COMMAND, "evaluate", "--out", str(tmp_path / "e.json"), "--processes", "2", "--sgd-steps", "20"]
+    command = [GHN_COMMAND, "evaluate", "--out", str(tmp_path / "e.json"), "--processes", "2", "--sgd-steps", "8"]
     for name in ("model", "images", "deepnets"):
         command += [f"--{name}", given[name]]
     command += ["--image-limit", "24", *(part for split in SPLITS for part in ("--split", split))]

@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from ghn.errors import DataError, InputError
 from pipelines.evaluation.alert import AlertError, alert
 from pipelines.evaluation.promotion import promote, rollback
 from tests.distributed.jobs import GHN_COMMAND
@@ -97,30 +98,33 @@ def test_a_rollback_passes_over_versions_that_were_rolled_back(registry, trackin
 
 
 def test_what_is_not_whole_never_promotes(registry, tracking: str, tmp_path: Path) -> None:
-    done = ghn(tracking, "promote")
-    assert done.returncode == 2 and "no version with the alias candidate" in done.stderr
+    file = tmp_path / "cut.json"
+
+    def refused(error: type[Exception], named: str, evaluation: Path | None) -> None:
+        with pytest.raises(error, match=named):
+            promote(NAME, tracking_uri=tracking, splits=("val",), evaluation=evaluation)
+
+    refused(InputError, "no version with the alias candidate", None)
     version = registry()
-    done = ghn(tracking, "promote")
-    assert done.returncode == 2 and f"ghn evaluate --model models:/{NAME}/{version}" in done.stderr
+    refused(InputError, f"ghn evaluate --model models:/{NAME}/{version}", None)
     run_id = mlflow.MlflowClient().get_model_version(NAME, str(version)).run_id
     whole = json.dumps(evaluation(version, {"val": spread(40)}, run_id=run_id))
     for content in (whole[:-30], "", "[]", whole.replace('"mean": 40.0', '"mean": 50.0')):
-        file = tmp_path / "cut.json"
         file.write_text(content)
-        done = ghn(tracking, "promote", "--evaluation", str(file))
-        assert done.returncode == 5 and "broken or incomplete" in done.stderr and "Traceback" not in done.stderr
+        refused(DataError, "broken or incomplete", file)
+    done = ghn(tracking, "promote", "--evaluation", str(file))
+    assert done.returncode == 5 and "broken or incomplete" in done.stderr and "Traceback" not in done.stderr
     for other in (
         evaluation(version + 1, {"val": spread(40)}, run_id=run_id),
         evaluation(version, {"val": spread(40)}),
     ):
         file.write_text(json.dumps(other))
-        done = ghn(tracking, "promote", "--evaluation", str(file))
-        assert done.returncode == 2 and f"not of {NAME} version {version}" in done.stderr
-    done = ghn(tracking, "promote", "--evaluation", str(tmp_path))
-    assert done.returncode == 2 and "can not read" in done.stderr
+        refused(InputError, f"not of {NAME} version {version}", file)
+    refused(InputError, "can not read", tmp_path)
     assert champion() is None
     file.write_text(whole)
-    assert ghn(tracking, "promote", "--evaluation", str(file)).returncode == 0 and int(champion().version) == version
+    promote(NAME, tracking_uri=tracking, splits=("val",), evaluation=file)
+    assert int(champion().version) == version
 
 
 def test_a_registry_or_model_that_is_not_there_is_named(registry, tracking: str) -> None:
@@ -144,6 +148,8 @@ def evaluated(version: int, hours_ago: float) -> None:
 
 def test_alarms_name_the_numbers(registry, tracking: str) -> None:
     first = registry(val=spread(40), wide=spread(30))
+    with pytest.raises(InputError, match="no registered model nobody"):
+        alert("nobody", tracking_uri=tracking, max_age_hours=2)
     with pytest.raises(AlertError, match=r"candidate \(version 1\): never evaluated"):
         alert(NAME, tracking_uri=tracking, max_age_hours=2)
     evaluated(first, 1)

@@ -140,7 +140,6 @@ def test_bad_models_and_specifications(tmp_path: Path) -> None:
     )
     refused(ghn("evaluate", "--model", str(model), *nowhere, "--part", "1/2"), "--results")
     refused(ghn("evaluate", "--model", str(model), *nowhere, "--results", str(tmp_path), "--part", "3/2"), "part 3/2")
-    refused(ghn("alert", "--name", "none", "--tracking-uri", registry), "no registered model none")
     refused(ghn("report", "--evaluation", "no.json", "--run", str(tmp_path), "--out", str(tmp_path)), "ghn evaluate")
     refused(ghn("demo", "--images", "no.zip", "--out", str(tmp_path / "d")), "no.zip does not exist")
     refused(ghn("demo", "--out", str(tmp_path)), "is not empty and holds no earlier demo")
