@@ -126,7 +126,7 @@ with DAG(
             "announce": {
                 "name": given["name"],
                 "splits": given["splits"],
-                "whole": given["networks"] is None and given["image_limit"] is None,
+                "whole": given["networks"] is None and given["image_limit"] is None and "val" in given["splits"],
             },
         }
 
@@ -152,7 +152,7 @@ with DAG(
     def announce(said: dict[str, object]) -> None:
         """Start the promotion, unless only a part was looked at."""
         if not said.pop("whole"):
-            raise AirflowSkipException("an evaluation with limits promotes nothing")
+            raise AirflowSkipException("an evaluation with limits, or without val, promotes nothing")
         get_current_context()["outlet_events"][EVALUATION].extra = said
 
     report = GhnOperator(task_id="report", arguments=made["report"], **where)

@@ -180,6 +180,7 @@ def test_containers_have_the_jobs_name_and_get_secrets_by_name_only(
     docker.write_text(
         f"#!{sys.executable}\nimport json, os, sys\n"
         f"open({str(calls)!r}, 'a').write(json.dumps([sys.argv[1:], os.environ.get('AWS_SECRET_ACCESS_KEY')]) + '\\n')\n"
+        "if sys.argv[1] == 'image': print('sha256:abc')\n"
     )
     docker.chmod(docker.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("GHN_DOCKER", str(docker))
@@ -196,6 +197,7 @@ def test_containers_have_the_jobs_name_and_get_secrets_by_name_only(
     assert sorted(call[call.index("--name") + 1] for call, _ in started) == [f"{name}-0", f"{name}-1"]
     for call, secret in started:
         assert call[-2:] == ["train", NASTY] and secret == "planted-secret" and "planted-secret" not in call
+        assert call[call.index("GHN_IMAGE_DIGEST") - 1] == "--env"
         assert call[call.index("AWS_SECRET_ACCESS_KEY") - 1] == "--env" and f"MASTER_ADDR={name}-0" in call
     monkeypatch.setenv("GHN_DOCKER", str(tmp_path / "missing"))
     with pytest.raises(BackendError, match=r"can not run .*missing"):

@@ -6,6 +6,7 @@ by the names of variables only, which the client reads from its own environment.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import subprocess
@@ -31,6 +32,9 @@ class ContainerBackend(ProcessBackend):
         names = [f"{job.name}-{i}" for i in range(job.nodes)]
         self._names, self._stop_s = names, job.stop_s
         self._remove(names, job.name)
+        digest = self._call("image", "inspect", "--format", "{{.Id}}", _image(), check=False).strip()
+        if digest:  # it becomes a tag of runs and versions in MLflow
+            job = dataclasses.replace(job, environment={**job.environment, "GHN_IMAGE_DIGEST": digest})
         if job.nodes > 1:
             self._call("network", "create", job.name)
         try:
@@ -73,7 +77,7 @@ class ContainerBackend(ProcessBackend):
             command += ["--network", job.name, *(part for item in ranks.items() for part in ("--env", "=".join(item)))]
         elif network := os.environ.get("GHN_CONTAINER_NETWORK"):
             command += ["--network", network]
-        command += [os.environ.get(IMAGE_VARIABLE, "ghn-train"), *job.arguments]
+        command += [_image(), *job.arguments]
         return Process(label=f"node {i}" if job.nodes > 1 else "", command=command, environment=job.environment)
 
     def _remove(self, names: list[str], network: str) -> None:
@@ -81,7 +85,8 @@ class ContainerBackend(ProcessBackend):
         self._call("rm", "--force", *names, check=False)
         self._call("network", "rm", network, check=False)
 
-    def _call(self, *arguments: str, check: bool = True) -> None:
+    def _call(self, *arguments: str, check: bool = True) -> str:
+        """Run the client and return what it says."""
         try:
             done = subprocess.run([*self._docker, *arguments], capture_output=True, text=True, timeout=120)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -90,3 +95,8 @@ class ContainerBackend(ProcessBackend):
             ) from error
         if check and done.returncode:
             raise BackendError(f"docker {' '.join(arguments)}: {done.stderr.strip()}; is the engine running?")
+        return "" if done.returncode else done.stdout
+
+
+def _image() -> str:
+    return os.environ.get(IMAGE_VARIABLE, "ghn-train")
