@@ -44,7 +44,7 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("airflow")
     tracking = f"sqlite:///{folder}/mlflow.db"
-    nightly = datetime.now(UTC) + timedelta(minutes=4)
+    nightly = datetime.now(UTC) + timedelta(minutes=6)
     quick = {
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
         "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "10",
