@@ -48,5 +48,7 @@ def test_photographs_to_top_five(tmp_path: Path) -> None:
     assert "top-5" in table
     content = json.loads(out.read_text())
     assert content["images"]["size"] == 224 and content["splits"]["test"]["networks"] == 2
+    assert content["metric"] == "top5" and content["chance"] == 0.5
     for network in content["networks"]:
-        assert 0 <= network["accuracy"] <= network["top5"] <= 100 and not network["failure"]
+        score = network["scores"]["predicted"]
+        assert 0 <= score["top1"] <= score["top5"] <= 100 and not score["failure"]
