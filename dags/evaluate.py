@@ -41,15 +41,7 @@ with DAG(
         ),
         "images": defaults.images(),
         "deepnets": defaults.deepnets(title="architectures (shards, or an official .hdf5 file)"),
-        "splits": Param(
-            os.environ.get("GHN_EVALUATED_SPLITS", " ".join(defaults.EVALUATED)).split(),
-            type="array",
-            items={"type": "string", "enum": list(defaults.EVALUATED)},
-            examples=list(defaults.EVALUATED),
-            minItems=1,
-            title="splits",
-            description="To be scored",
-        ),
+        "splits": defaults.splits("To be scored"),
         "chunks": Param(
             int(os.environ.get("GHN_EVALUATION_CHUNKS", "2")),
             type="integer",

@@ -8,8 +8,6 @@ version's description. `ghn rollback` goes back.
 
 from __future__ import annotations
 
-import os
-
 from airflow.sdk import DAG, Param, get_current_context, task
 
 from ghn_airflow import defaults
@@ -28,14 +26,7 @@ with DAG(
     default_args=defaults.default_args(hours=1),
     params={
         "name": defaults.name(),
-        "splits": Param(
-            os.environ.get("GHN_EVALUATED_SPLITS", " ".join(defaults.EVALUATED)).split(),
-            type="array",
-            items={"type": "string", "enum": list(defaults.EVALUATED)},
-            examples=list(defaults.EVALUATED),
-            title="splits",
-            description="That must have been evaluated",
-        ),
+        "splits": defaults.splits("That must have been evaluated"),
         "dry_run": Param(False, type="boolean", title="dry run", description="Decide, but change nothing"),
         "backend": defaults.backend(),
     },

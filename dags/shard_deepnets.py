@@ -36,15 +36,7 @@ with DAG(
         "count": Param(
             500, type="integer", minimum=1, title="others", description="Architectures of each evaluated split"
         ),
-        "splits": Param(
-            list(defaults.EVALUATED),
-            type="array",
-            items={"type": "string", "enum": list(defaults.EVALUATED)},
-            examples=list(defaults.EVALUATED),
-            minItems=1,
-            title="evaluated splits",
-            description="Beside train",
-        ),
+        "splits": defaults.splits("Beside train", title="evaluated splits"),
         "from_hdf5": Param(
             None,
             type=["null", "string"],

@@ -64,6 +64,19 @@ def name() -> Param:
     )
 
 
+def splits(description: str, *, title: str = "splits") -> Param:
+    """Evaluated splits, at least one; ``GHN_EVALUATED_SPLITS`` says which are chosen."""
+    return Param(
+        os.environ.get("GHN_EVALUATED_SPLITS", " ".join(EVALUATED)).split(),
+        type="array",
+        items={"type": "string", "enum": list(EVALUATED)},
+        examples=list(EVALUATED),
+        minItems=1,
+        title=title,
+        description=description,
+    )
+
+
 def work() -> Param:
     """Folder for what runs leave behind."""
     text = "Folder for what the run leaves behind; with several nodes or in containers one that all of them see"
