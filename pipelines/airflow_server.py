@@ -291,7 +291,7 @@ Files    {folder} (logs of the servers in logs/, of tasks in airflow/logs/)
 
 1. Open Airflow, choose `shard_images`, and press Trigger: the default are 1,797 digits, for a try set image size 16.
 2. Trigger `shard_deepnets`: training architectures 300, others 8, image size 16, channels 16, hidden widths 64, nodes 130.
-3. `meta_train`, `evaluate` and `promote` start by themselves, one after the other (recipe `embedded`: about four minutes).
+3. `meta_train`, `evaluate` and `promote` start by themselves, one after the other (training takes some minutes).
 4. Look at the champion in MLflow under Models, and at report.html below {folder}/runs/evaluate.
 
 Ctrl-C stops everything; the same command goes on.

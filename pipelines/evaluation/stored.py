@@ -55,20 +55,10 @@ def _is_part_of_stored(client: Any, model: Model, evaluation: Mapping[str, Any])
     manifests = evaluation["architectures"]["manifests"]
     if any(stored.architectures.manifests.get(name, digest) != digest for name, digest in manifests.items()):
         return False
-    mine, theirs = ({(n[0], n[1]) for n in found} for found in (_networks(evaluation), _networks(stored.model_dump())))
-    return (
-        mine <= theirs
-        and images["count"] <= stored.images.count
-        and (len(mine), images["count"])
-        != (
-            len(theirs),
-            stored.images.count,
-        )
-    )
-
-
-def _networks(evaluation: Mapping[str, Any]) -> list[tuple[str, int]]:
-    return [(network["split"], network["index"]) for network in evaluation["networks"]]
+    mine = {(network["split"], network["index"]) for network in evaluation["networks"]}
+    theirs = {(network.split, network.index) for network in stored.networks}
+    fewer = (len(mine), images["count"]) != (len(theirs), stored.images.count)
+    return fewer and mine <= theirs and images["count"] <= stored.images.count
 
 
 def stored_evaluation(client: Any, version: Any) -> Evaluation:

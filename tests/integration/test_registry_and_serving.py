@@ -68,6 +68,11 @@ def test_from_a_run_to_a_served_prediction(trained: Path, s3: str, tmp_path: Pat
     evaluation = evaluate(first["model_uri"], out=out, networks=2, **arguments)
     assert json.loads(out.read_text()) == evaluation
     assert evaluation["model"]["version"] == 1 and evaluation["splits"]["test"]["networks"] == 2
+    evaluate(
+        first["model_uri"], out=tmp_path / "less.json", networks=1, **arguments
+    )  # takes the place of no larger one
+    stored = mlflow.artifacts.load_dict(f"runs:/{first['run_id']}/evaluations/ghn2-digits-1.json")
+    assert stored["networks"] == evaluation["networks"]
     again = evaluate(str(trained / "model"), out=tmp_path / "again.json", networks=2, **arguments)
     assert again["networks"] == evaluation["networks"]  # the registered weights are those of the run
     assert [item.path for item in client.list_artifacts(first["run_id"], "evaluations")] == [

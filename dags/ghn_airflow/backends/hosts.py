@@ -12,8 +12,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghn_airflow.backends.base import BackendError, Job, Log, Process, ProcessBackend
-from ghn_airflow.backends.local import ghn_command
+from ghn_airflow.backends.base import BackendError, Job, Log, Process
+from ghn_airflow.backends.local import LocalBackend, ghn_command
 
 HOSTFILE_VARIABLE, COMMAND_VARIABLE, PORT_VARIABLE = "GHN_HOSTFILE", "GHN_HOST_COMMAND", "GHN_MASTER_PORT"
 _DEFAULT_COMMAND = "ssh -tt -o BatchMode=yes {name}"
@@ -59,17 +59,13 @@ def read_hostfile(path: str) -> list[Host]:
     return [Host.parse(line, f"{path}, line {number}") for number, line in lines if line]
 
 
-class HostsBackend(ProcessBackend):
+class HostsBackend(LocalBackend):
     """One command for each rank, on the first ``nodes`` hosts."""
 
     def run(self, job: Job, log: Log) -> None:
         """Run the command; errors as in :meth:`Backend.run`."""
         if job.nodes == 1:
-            self.run_processes(
-                [Process(label="", command=(ghn_command(), *job.arguments), environment=job.environment)],
-                log,
-                job.stop_s,
-            )
+            super().run(job, log)
             return
         hosts = read_hostfile(os.environ.get(HOSTFILE_VARIABLE, ""))
         if len(hosts) < job.nodes:
