@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -41,6 +42,8 @@ PRIMITIVES = (
 PRIMITIVE_ID = {name: i for i, name in enumerate(PRIMITIVES)}
 MAX_VIRTUAL_DISTANCE = 50
 MAX_NODES = 20_000
+MAX_SIZE = 2**31 - 1
+"""Of one dimension of a shape."""
 
 ParameterRole = Literal["weight", "bias", "norm_weight", "class_weight", "class_bias", "pos_enc"]
 """Which decoder predicts a parameter, and how it is normalized."""
@@ -137,8 +140,11 @@ class ArchitectureGraph:
                 if parameter.name in seen:
                     raise InputError(f"graph node {i}: parameter {parameter.name!r} appears twice")
                 seen.add(parameter.name)
-                if len(parameter.shape) > 5 or min(parameter.shape, default=1) < 1:
-                    raise InputError(f"graph node {i}: parameter {parameter.name!r} has shape {parameter.shape}")
+                if len(parameter.shape) > 5 or not all(map(_is_size, parameter.shape)):
+                    raise InputError(
+                        f"graph node {i}: parameter {parameter.name!r} has shape {parameter.shape}; up to five sizes "
+                        f"of 1 to {MAX_SIZE} are allowed"
+                    )
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data that :meth:`from_json` reads."""
@@ -160,16 +166,18 @@ class ArchitectureGraph:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ArchitectureGraph:
         """Read a graph; raises :class:`InputError` if the data do not describe one."""
-        try:
-            nodes = tuple(_node_from_json(node) for node in data["nodes"])
-            edges = [(int(u), int(v)) for u, v in data["edges"]]
-            kept = tuple((str(name), str(reason)) for name, reason in data.get("kept", ()))
-            num_classes = int(data["num_classes"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"graph is malformed: {type(error).__name__}: {error}") from error
-        for u, v in edges:
-            if not 0 <= u < v < len(nodes):
-                raise InputError(f"graph edge ({u}, {v}) does not run forward between {len(nodes)} nodes")
+        fields = _object(data, "graph", {"graph_revision", "num_classes", "nodes", "edges"}, frozenset({"kept"}))
+        if fields["graph_revision"] != GRAPH_REVISION:
+            raise InputError(
+                f"graph has graph_revision {fields['graph_revision']!r}, this version reads {GRAPH_REVISION}; "
+                "export it again with this version's ghn.trace"
+            )
+        nodes = tuple(_node_from_json(node, i) for i, node in enumerate(_list(fields["nodes"], "graph nodes")))
+        edges = [_edge(pair, len(nodes)) for pair in _list(fields["edges"], "graph edges")]
+        kept = tuple(_texts(pair, "graph kept parameter", 2) for pair in _list(fields.get("kept", []), "graph kept"))
+        num_classes = fields["num_classes"]
+        if not _is_size(num_classes):
+            raise InputError(f"graph num_classes={num_classes!r}: give a whole number from 1")
         graph = cls(nodes=nodes, edges=sort_edges(edges), num_classes=num_classes, kept=kept)
         graph.validate()
         return graph
@@ -201,18 +209,66 @@ def _hash(*parts: bytes) -> bytes:
     return digest.digest()
 
 
-def _node_from_json(data: Mapping[str, Any]) -> Node:
+def _node_from_json(data: Any, i: int) -> Node:
+    where = f"graph node {i}"
+    fields = _object(data, where, {"primitive", "shape", "parameters"})
     parameters = []
-    for name, shape, role in data["parameters"]:
-        if role not in get_args(ParameterRole):
-            raise ValueError(f"parameter {name!r} has unknown role {role!r}")
-        parameters.append(Parameter(name=str(name), shape=tuple(int(size) for size in shape), role=role))
-    shape = data["shape"]
-    return Node(
-        primitive=str(data["primitive"]),
-        shape=None if shape is None else tuple(int(size) for size in shape),
-        parameters=tuple(parameters),
-    )
+    for item in _list(fields["parameters"], f"{where} parameters"):
+        if not isinstance(item, (list, tuple)) or len(item) != 3:
+            raise InputError(f"{where}: a parameter is [name, shape, role], not {_shown(item)}")
+        name, shape, role = item
+        if role not in get_args(ParameterRole) or not isinstance(name, str):
+            raise InputError(f"{where}: parameter {_shown(name)} has unknown role {_shown(role)}")
+        parameters.append(Parameter(name=name, shape=_shape(shape, where), role=role))
+    primitive, shape = fields["primitive"], fields["shape"]
+    if not isinstance(primitive, str):
+        raise InputError(f"{where}: primitive {_shown(primitive)} is no name")
+    shape = None if shape is None else _shape(shape, where)
+    return Node(primitive=primitive, shape=shape, parameters=tuple(parameters))
+
+
+def _object(data: Any, what: str, required: set[str], optional: frozenset[str] = frozenset()) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise InputError(f"{what} must be a JSON object, not {type(data).__name__}")
+    if missing := sorted(required - set(data)):
+        raise InputError(f"{what} lacks: {', '.join(missing)}")
+    if unknown := sorted(set(data) - required - optional):
+        raise InputError(f"{what} has unknown fields: {_shown(', '.join(unknown))}")
+    return data
+
+
+def _list(data: Any, what: str) -> Sequence[Any]:
+    if not isinstance(data, (list, tuple)):
+        raise InputError(f"{what} must be a list, not {type(data).__name__}")
+    return data
+
+
+def _edge(pair: Any, nodes: int) -> tuple[int, int]:
+    whole = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(type(end) is int for end in pair)
+    if not whole or not 0 <= pair[0] < pair[1] < nodes:
+        raise InputError(f"graph edge {_shown(pair)} does not run forward between {nodes} nodes")
+    return pair[0], pair[1]
+
+
+def _texts(data: Any, what: str, count: int) -> Any:
+    if not isinstance(data, (list, tuple)) or len(data) != count or not all(isinstance(text, str) for text in data):
+        raise InputError(f"{what} {_shown(data)}: give {count} texts")
+    return tuple(data)
+
+
+def _shape(data: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(data, (list, tuple)) or len(data) > 5 or not all(map(_is_size, data)):
+        raise InputError(f"{where} has shape {_shown(data)}; up to five sizes of 1 to {MAX_SIZE} are allowed")
+    return tuple(data)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MAX_SIZE
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message may show it, however long it is."""
+    return reprlib.repr(value)
 
 
 def sort_edges(edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

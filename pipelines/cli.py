@@ -60,6 +60,7 @@ for command in (
     evaluation.report,
     models.convert_checkpoint,
     models.predict,
+    models.serve,
     demo.demo,
     demo.airflow,
     demo.s3,

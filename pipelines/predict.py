@@ -1,80 +1,95 @@
-"""Predict the parameters of one network and write them as safetensors."""
+"""Predict the parameters of one network, here or on a model server, and write them as safetensors."""
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import save
-
-from ghn import Architecture, ArchitectureGraph, adjust_for_small_images, coverage, load_checkpoint, trace
-from ghn import predict as predict_parameters
+from ghn import Architecture, ArchitectureGraph, coverage, load_checkpoint
 from ghn.architecture import spec_from_json
 from ghn.draw import draw_graph
 from ghn.errors import InputError
-from pipelines.models import load_model
+from pipelines.serving.client import ask
+from pipelines.serving.predictor import predict_file
+from pipelines.serving.request import PredictionRequest, trace_model
 from pipelines.storage import LocalStore
 
 
 def predict(
-    checkpoint: Path,
     out: Path,
     *,
+    checkpoint: Path | None = None,
+    server: str | None = None,
     spec: Path | None = None,
+    graph: Path | None = None,
     model: str | None = None,
     num_classes: int = 10,
     image_size: int = 32,
     small_input: bool = False,
+    dtype: str = "float32",
+    names: Sequence[str] = (),
     allow_default: Sequence[str] = (),
     draw: Path | None = None,
 ) -> str:
-    """Write the predicted parameters of a specified architecture or a named model; return a report.
+    """Write the predicted parameters of an architecture; return a report. A server gives the same file as its checkpoint.
 
     Args:
-        checkpoint: folder or official file.
         out: safetensors file.
+        checkpoint: folder or official file; exactly one of ``checkpoint`` and ``server`` is given.
+        server: address of a model server.
         spec: JSON file with an architecture specification.
-        model: see :func:`pipelines.models.load_model`; exactly one of ``spec`` and ``model`` is given.
+        graph: JSON file with an exported graph (``ghn.trace(...).to_json()``).
+        model: see :func:`pipelines.models.load_model`; exactly one of ``spec``, ``graph`` and ``model`` is given.
         num_classes: of a named model.
         image_size: in pixels, of a named model.
         small_input: keep the resolution in the first layers of a named torchvision model.
+        dtype: of the written tensors: float32, float16 or bfloat16.
+        names: patterns of the parameters to write (default: all).
         allow_default: patterns of parameters that may stay unpredicted (they are not written).
         draw: SVG file for a drawing of the graph.
 
     """
-    if (spec is None) == (model is None):
-        raise InputError("give either an architecture specification (--spec) or a model (--model)")
-    hypernet = load_checkpoint(checkpoint)
+    if (checkpoint is None) == (server is None):
+        raise InputError("give either a checkpoint (--checkpoint) or a model server (--server)")
+    if sum(form is not None for form in (spec, graph, model)) != 1:
+        raise InputError("give an architecture specification (--spec), a graph (--graph) or a model (--model)")
     if spec is not None:
-        if not spec.is_file():
-            raise InputError(
-                f"no architecture specification at {spec}; give a JSON file such as runs/demo/architecture.json"
-            )
-        graph, title = Architecture(spec=spec_from_json(spec.read_text())).graph, spec.name
+        traced, title = Architecture(spec=spec_from_json(_read(spec, "architecture specification"))).graph, spec.name
+    elif graph is not None:
+        traced, title = _read_graph(graph), graph.name
     else:
-        graph, title = _trace_model(str(model), num_classes, image_size, small_input), str(model)
-    started = time.monotonic()
-    with torch.no_grad():
-        parameters = predict_parameters(hypernet, graph, allow_default=allow_default)
-    seconds = time.monotonic() - started
-    content = save({name: tensor.contiguous().clone() for name, tensor in parameters.items()})
+        traced, title = trace_model(str(model), num_classes, image_size, small_input), str(model)
+    request = PredictionRequest(dtype=dtype, names=list(names) or None, allow_default=list(allow_default) or None)
+    if server is not None:
+        content, said = ask(server, request.model_copy(update={"graph": traced.to_json()}))
+        where = f" by {server} with weights {said['weights_sha256'][:12]}"
+    else:
+        prediction = predict_file(load_checkpoint(str(checkpoint)), traced, request)
+        content, said, where = prediction.content, prediction.counts(), ""
     LocalStore(str(out.parent)).write(out.name, content)
-    count = sum(tensor.numel() for tensor in parameters.values())
     lines = [
-        f"{out}: {count:,} parameters in {len(parameters)} tensors, predicted in {seconds:.3f} s",
-        str(coverage(graph)),
+        f"{out}: {said['values']:,} parameters in {said['tensors']} tensors, predicted in {said['seconds']:.3f} s{where}",
+        str(coverage(traced)),
     ]
     if draw is not None:
-        LocalStore(str(draw.parent)).write(draw.name, draw_graph(graph, title).encode())
-        lines.append(f"{draw}: the graph, {len(graph)} nodes")
+        LocalStore(str(draw.parent)).write(draw.name, draw_graph(traced, title).encode())
+        lines.append(f"{draw}: the graph, {len(traced)} nodes")
     return "\n".join(lines)
 
 
-def _trace_model(name: str, num_classes: int, image_size: int, small_input: bool) -> ArchitectureGraph:
-    module: Any = load_model(name, num_classes=num_classes).eval()
-    if small_input:
-        module = adjust_for_small_images(module)
-    return trace(module, torch.empty(1, 3, image_size, image_size, device="meta"))
+def _read(file: Path, what: str) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"no {what} at {file} ({error}); give a JSON file such as runs/demo/architecture.json"
+        ) from error
+
+
+def _read_graph(file: Path) -> ArchitectureGraph:
+    try:
+        data = json.loads(_read(file, "graph"))
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: {error}") from error
+    return ArchitectureGraph.from_json(data)

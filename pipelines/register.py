@@ -19,6 +19,11 @@ from pipelines.training.tracking import flatten, tracked_run
 
 _WEIGHTS_TAG = "ghn.weights_sha256"
 _MAX_CURVE_POINTS = 500
+_SERVED_WITH = (
+    *("torch", "torchvision", "numpy", "numba", "safetensors", "mlflow", "pandas"),
+    *("pydantic", "prometheus-client", "boto3", "tenacity"),
+)
+"""What the logged model needs, and no more."""
 
 
 def register(
@@ -139,23 +144,16 @@ def _lineage(recipe: Recipe, model: Path, digest: str) -> dict[str, str]:
 def _log_model(run_id: str, checkpoint: Path) -> str:
     """Log the pyfunc model with its code and weights to the run; return its address."""
     import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema
 
     import ghn
 
-    signature = ModelSignature(
-        inputs=Schema([ColSpec("string", "specification")]), outputs=Schema([ColSpec("binary", "parameters")])
-    )
-    packages = ("torch", "torchvision", "numpy", "safetensors", "pandas", "mlflow")
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(Path(__file__).with_name("serving_model.py")),
+            python_model=str(Path(__file__).parent / "serving" / "model.py"),  # its type hints are the signature
             artifacts={"checkpoint": str(checkpoint)},
-            code_paths=[str(Path(ghn.__file__).parent)],
-            signature=signature,
-            pip_requirements=[f"{package}=={_version(package)}" for package in packages],
+            code_paths=[str(Path(package).parent) for package in (ghn.__file__, __file__)],
+            pip_requirements=[f"{package}=={_version(package)}" for package in _SERVED_WITH],
         )
     uri: str = info.model_uri
     return uri

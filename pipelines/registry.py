@@ -138,17 +138,37 @@ def fetch_model(uri: str, tracking_uri: str | None, folder: Path) -> Model:
     if not uri.startswith(_PREFIX):
         return Model(uri=uri, checkpoint=Path(uri))
     with open_registry(tracking_uri) as client:
-        import mlflow
-
         version = _version(client, uri)
-        place = mlflow.artifacts.download_artifacts(f"{_PREFIX}{version.name}/{version.version}", dst_path=str(folder))
+        place = _download(version, folder)
     return Model(
         uri=uri,
-        checkpoint=next((Path(place) / "artifacts").iterdir()),  # registered with the name of its folder
+        checkpoint=next((place / "artifacts").iterdir()),  # registered with the name of its folder
         name=version.name,
         version=int(version.version),
         run_id=version.run_id,
     )
+
+
+def fetch_served(uri: str, tracking_uri: str | None, folder: Path) -> Path:
+    """Bring a registered model with its code to this machine; return its folder (of a logged model: as it is).
+
+    Raises:
+        InputError: if there is no such model or version.
+        StorageError: if it can not be downloaded.
+
+    """
+    if uri.startswith(_PREFIX):
+        with open_registry(tracking_uri) as client:
+            return _download(_version(client, uri), folder)
+    if not (Path(uri) / "MLmodel").is_file():
+        raise InputError(f"no logged model at {uri}; give models:/NAME@champion, or a folder with a file MLmodel")
+    return Path(uri)
+
+
+def _download(version: Any, folder: Path) -> Path:
+    import mlflow
+
+    return Path(mlflow.artifacts.download_artifacts(f"{_PREFIX}{version.name}/{version.version}", dst_path=str(folder)))
 
 
 def without_password(uri: str) -> str:

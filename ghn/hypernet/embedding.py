@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ghn.graph import PRIMITIVES
 
+_MOST_KNOWN = 65_536
+
 
 class ShapeTable:
     """Look-up of channel counts and kernel sizes in the embedding tables.
@@ -34,9 +36,12 @@ class ShapeTable:
 
     def rows(self, shape: tuple[int, ...] | None) -> tuple[int, int, int, int]:
         """Rows (out, in, kh, kw) of a tensor shape with up to 5 dimensions, or of no shape."""
-        if shape not in self._known:
-            self._known[shape] = self._look_up(shape)
-        return self._known[shape]
+        rows = self._known.get(shape)
+        if rows is None:
+            if len(self._known) >= _MOST_KNOWN:  # whoever asks a server for ever new shapes must not fill its memory
+                self._known.clear()
+            rows = self._known[shape] = self._look_up(shape)
+        return rows
 
     def _look_up(self, shape: tuple[int, ...] | None) -> tuple[int, int, int, int]:
         if shape is None:

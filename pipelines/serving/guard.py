@@ -1,0 +1,233 @@
+"""What stands in front of MLflow's scoring server: limits, turns, reasons instead of tracebacks, health and metrics.
+
+MLflow's own server reads bodies of any size, repeats them in its messages, and answers some malformed requests with a
+traceback. :func:`install` puts this guard around it where the model is loaded, so that ``mlflow models serve`` has it, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from ghn.errors import InputError
+from pipelines.serving.limits import LimitError, Limits
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.request import read_requests
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_MIB = 1 << 20
+_LONGEST_REASON = 1000
+_LOG = logging.getLogger("uvicorn.error")
+_NAMES = {400: "INVALID_PARAMETER_VALUE", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL_ERROR"}
+
+
+@dataclass
+class Ticket:
+    """A request on its way through the server; the model leaves the reason of a refusal here.
+
+    Attributes:
+        deadline: when the request must be done, by ``time.monotonic()``.
+        refusal: the deliberate error, if there was one.
+
+    """
+
+    deadline: float = float("inf")
+    refusal: InputError | None = field(default=None)
+
+    def check(self) -> None:
+        """Raise :class:`LimitError` if the request's time is over."""
+        if time.monotonic() > self.deadline:
+            raise LimitError("the request took too long; ask for fewer or smaller architectures at once")
+
+
+TICKET: ContextVar[Ticket] = ContextVar("ghn_ticket")
+
+
+class _RefusedError(Exception):
+    """The request gets this status and reason."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Guard:
+    """An ASGI application around MLflow's.
+
+    Args:
+        app: MLflow's.
+        limits: of the server.
+        metrics: of this process.
+
+    """
+
+    def __init__(self, app: App, limits: Limits, metrics: Metrics) -> None:
+        self.app, self.limits, self.metrics = app, limits, metrics
+        self._turns = asyncio.Semaphore(limits.parallel)
+        self._waiting = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        path = scope.get("path")
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+        elif path == "/invocations" and scope["method"] == "POST":
+            await self._invocation(scope, receive, send)
+        elif path == "/metrics":
+            await _answer(send, 200, self.metrics.text(), "text/plain; version=0.0.4")
+        elif path == "/ready":
+            ready = self._waiting < max(1, self.limits.waiting)
+            await _answer(send, 200 if ready else 503, b"ready\n" if ready else b"busy\n", "text/plain")
+        else:
+            await self.app(scope, receive, send)
+
+    async def _invocation(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        started = time.monotonic()
+        try:
+            body = await self._read(scope, receive)
+            started = time.monotonic()
+            status, content = await self._in_turn(scope, body)
+        except _RefusedError as refused:
+            status, content = refused.status, _reason(refused.status, refused.reason)
+        self.metrics.requests.labels(str(status)).inc()
+        self.metrics.seconds.observe(time.monotonic() - started)
+        try:
+            async with asyncio.timeout(self.limits.slow_s):
+                await _answer(send, status, content, "application/json")
+        except TimeoutError:
+            _LOG.warning("a client did not fetch its answer in %g s", self.limits.slow_s)
+            raise
+
+    async def _read(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
+        """Return the body of a request that may be read at all."""
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
+            raise _RefusedError(415, "send JSON, with the header Content-Type: application/json")
+        most = int(self.limits.body_mib * _MIB)
+        too_large = _RefusedError(413, f"the request is larger than {self.limits.body_mib:g} MiB")
+        announced = headers.get(b"content-length", b"0")
+        if not announced.isdigit() or len(announced) > 15 or int(announced) > most:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.limits.slow_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _RefusedError(400, "the connection was closed")
+                    body += message.get("body", b"")
+                    if len(body) > most:
+                        raise too_large
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            raise _RefusedError(408, f"the request did not arrive within {self.limits.slow_s:g} s") from None
+
+    async def _in_turn(self, scope: MutableMapping[str, Any], body: bytes) -> tuple[int, bytes]:
+        """Wait for a turn and pass the request on; return status and body of the answer."""
+        if self._turns.locked() and self._waiting >= self.limits.waiting:
+            raise _RefusedError(429, f"{self._waiting} requests are waiting already; try again in a second")
+        ticket = Ticket(deadline=time.monotonic() + self.limits.seconds)
+        self._waiting += 1
+        self.metrics.waiting.set(self._waiting)
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise _RefusedError(429, f"no turn within {self.limits.seconds:g} s; try again later") from None
+        finally:
+            self._waiting -= 1
+            self.metrics.waiting.set(self._waiting)
+        self.metrics.busy.inc()
+        try:
+            return await self._in_work(scope, body, ticket)
+        finally:
+            self.metrics.busy.dec()
+            self._turns.release()
+
+    async def _in_work(self, scope: MutableMapping[str, Any], body: bytes, ticket: Ticket) -> tuple[int, bytes]:
+        try:
+            await asyncio.to_thread(read_requests, body, self.limits)
+        except InputError as error:
+            raise _refusal(error) from error
+        TICKET.set(ticket)
+        status, content = await _call(self.app, scope, body)
+        if ticket.refusal is not None:
+            raise _refusal(ticket.refusal)
+        if status >= 400:
+            _LOG.error(
+                "unexpected answer %d of the scoring server: %s", status, content[:10_000].decode(errors="replace")
+            )
+            raise _RefusedError(500, "the prediction failed; the server's log says why")
+        return status, content
+
+
+def _refusal(error: InputError) -> _RefusedError:
+    return _RefusedError(413 if isinstance(error, LimitError) else 400, str(error))
+
+
+async def _call(app: App, scope: MutableMapping[str, Any], body: bytes) -> tuple[int, bytes]:
+    """Return status and body of what an application answers to a request whose body was read already."""
+    status, content = 500, bytearray()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+        elif message["type"] == "http.response.body":
+            content.extend(message.get("body", b""))
+
+    try:
+        await app(scope, receive, send)
+    except Exception:  # whatever it is, the server lives on, and the client learns nothing of its inside
+        _LOG.exception("the scoring server failed")
+        return 500, b""
+    return status, bytes(content)
+
+
+def _reason(status: int, reason: str) -> bytes:
+    text = reason if len(reason) <= _LONGEST_REASON else reason[:_LONGEST_REASON] + "…"
+    message = text.encode("utf-8", "backslashreplace").decode()
+    return json.dumps({"error_code": _NAMES.get(status, "BAD_REQUEST"), "message": message}).encode()
+
+
+async def _answer(send: Send, status: int, content: bytes, kind: str) -> None:
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(content)).encode())]
+    if status == 429:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def install(limits: Limits, metrics: Metrics) -> None:
+    """Put a guard around the application that MLflow's scoring server is about to make in this process, if it is.
+
+    MLflow offers no place for middleware: its server loads the model, and then makes a ``FastAPI``. The model's requirements
+    name MLflow's exact version, for which tests show that this works.
+    """
+    if "mlflow.pyfunc.scoring_server.app" not in sys.modules:
+        return
+    import fastapi
+
+    class GuardedFastAPI(fastapi.FastAPI):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(openapi_url=None, **options)
+
+        def build_middleware_stack(self) -> Any:
+            return Guard(super().build_middleware_stack(), limits, metrics)
+
+    fastapi.FastAPI = GuardedFastAPI  # type: ignore[misc]

@@ -1,0 +1,49 @@
+"""What one request may ask for, and how much may be asked at once: from the environment of the server."""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ghn.errors import InputError
+
+_PREFIX = "GHN_SERVE_"
+
+
+class LimitError(InputError):
+    """A request asks for more than the server gives."""
+
+
+class Limits(BaseModel):
+    """Settings of the server, each from the variable ``GHN_SERVE_`` + its name in capitals."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    body_mib: float = Field(4.0, gt=0, description="largest request")
+    nesting: int = Field(16, ge=4, description="deepest JSON")
+    architectures: int = Field(16, ge=1, description="most architectures in one request")
+    nodes: int = Field(2500, ge=2, description="most nodes of one graph")
+    values: int = Field(200_000_000, ge=1, description="most values predicted for one request")
+    vector_values: int = Field(4_000_000, ge=1, description="most values among them in biases, norms and other vectors")
+    seconds: float = Field(60.0, gt=0, description="longest time for one request, waiting for its turn included")
+    slow_s: float = Field(30.0, gt=0, description="longest time to send a request or to fetch an answer")
+    parallel: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="requests in work at once")
+    waiting: int = Field(32, ge=0, description="requests that may wait for their turn")
+    inline_mib: float = Field(128.0, gt=0, description="larger answers go to the store")
+    store: str | None = Field(None, description="root for larger answers: s3://bucket/prefix or a folder")
+    models: str = Field("*", description="torchvision models that may be named: patterns, separated by spaces")
+
+    @classmethod
+    def from_environment(cls) -> Limits:
+        """Read the settings; raises :class:`InputError` that names a variable with a bad value.
+
+        Other variables that begin in the same way are left alone: Kubernetes makes some for a service called ghn-serve.
+        """
+        given = {name: os.environ.get(f"{_PREFIX}{name.upper()}") for name in cls.model_fields}
+        try:
+            return cls.model_validate({name: value for name, value in given.items() if value})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = f"{_PREFIX}{str(first['loc'][0]).upper()}"
+            raise InputError(f"environment variable {name}={first['input']!r}: {first['msg']}") from error
