@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,10 @@ def _log_model(run_id: str, checkpoint: Path) -> str:
 
     import ghn
 
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Any type hint is inferred as AnyType"
+        )  # specifications and graphs are checked there
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).parent / "serving" / "model.py"),  # its type hints are the signature

@@ -20,19 +20,23 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    body_mib: float = Field(4.0, gt=0, description="largest request")
-    nesting: int = Field(16, ge=4, description="deepest JSON")
-    architectures: int = Field(16, ge=1, description="most architectures in one request")
-    nodes: int = Field(2500, ge=2, description="most nodes of one graph")
-    values: int = Field(200_000_000, ge=1, description="most values predicted for one request")
-    vector_values: int = Field(4_000_000, ge=1, description="most values among them in biases, norms and other vectors")
-    seconds: float = Field(60.0, gt=0, description="longest time for one request, waiting for its turn included")
-    slow_s: float = Field(30.0, gt=0, description="longest time to send a request or to fetch an answer")
+    body_mib: float = Field(default=4.0, gt=0, description="largest request")
+    nesting: int = Field(default=16, ge=4, description="deepest JSON")
+    architectures: int = Field(default=16, ge=1, description="most architectures in one request")
+    nodes: int = Field(default=2500, ge=2, description="most nodes of one graph")
+    values: int = Field(default=200_000_000, ge=1, description="most values predicted for one request")
+    vector_values: int = Field(
+        default=4_000_000, ge=1, description="most values among them in biases, norms and other vectors"
+    )
+    seconds: float = Field(
+        default=60.0, gt=0, description="longest time for one request, waiting for its turn included"
+    )
+    slow_s: float = Field(default=30.0, gt=0, description="longest time to send a request or to fetch an answer")
     parallel: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="requests in work at once")
-    waiting: int = Field(32, ge=0, description="requests that may wait for their turn")
-    inline_mib: float = Field(128.0, gt=0, description="larger answers go to the store")
-    store: str | None = Field(None, description="root for larger answers: s3://bucket/prefix or a folder")
-    models: str = Field("*", description="torchvision models that may be named: patterns, separated by spaces")
+    waiting: int = Field(default=32, ge=0, description="requests that may wait for their turn")
+    inline_mib: float = Field(default=128.0, gt=0, description="larger answers go to the store")
+    store: str | None = Field(default=None, description="root for larger answers: s3://bucket/prefix or a folder")
+    models: str = Field(default="*", description="torchvision models that may be named: patterns, separated by spaces")
 
     @classmethod
     def from_environment(cls) -> Limits:
