@@ -425,7 +425,9 @@ def test_the_trust_policy_names_an_account_of_ours() -> None:
 )
 def test_deepspeed_recipes_are_cifar10_but_for_one_key(name: str, overrides: list[str]) -> None:
     recipe = load_recipe(str(INFRA / "deepspeed" / f"{name}.toml"))
-    assert recipe == load_recipe("cifar10", overrides).model_copy(update={"name": name})
+    assert recipe == load_recipe("cifar10", overrides)
+    # Stages of ZeRO do not decide the result: a run may go on with another one.
+    assert (recipe.digest() == load_recipe("cifar10").digest()) is name.startswith("zero")
 
 
 def test_the_hostfile_is_read_by_deepspeed_and_by_airflow(monkeypatch: pytest.MonkeyPatch) -> None:
