@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.kubernetes_server import Cluster, kubernetes_server
 
@@ -235,14 +234,6 @@ def test_kubernetes_manifests_are_valid(nodes: int, version: str, monkeypatch: p
     container = spec["template"]["spec"]["containers"][0]
     assert {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000"} in container["env"]
     assert container["command"] == ["ghn"] and container["args"] == ["train", NASTY]
-
-
-@pytest.mark.parametrize("name", ["train-cpu.yaml", "train-gpu.yaml"])
-def test_the_manifests_in_the_repository_are_valid(name: str) -> None:
-    import kubernetes_validate
-
-    for manifest in yaml.safe_load_all((DAGS.parent / "infra" / "kubernetes" / name).read_text()):
-        kubernetes_validate.validate(manifest, "1.37", strict=True)
 
 
 def test_a_kubernetes_job_is_followed_to_its_end(cluster: Cluster) -> None:

@@ -1,7 +1,8 @@
 """Run a command as a Kubernetes Indexed Job: one pod for each node; a headless Service gives them names.
 
 The Job has the job's name, so a new try joins one that runs, or replaces one that failed. Credentials come from a Secret
-that the pods read; they never pass through Airflow. Rendered manifests follow ``infra/kubernetes/``.
+that the pods read; they never pass through Airflow. The namespace of ``infra/kubernetes/`` takes these pods, and its network
+policies cover them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def settings() -> dict[str, str]:
 
 def render(job: Job, given: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the Service (for more than one node) and the Job, ready to be sent."""
-    labels = {"app": "ghn", "ghn-job": job.name}
+    labels = {"app": "ghn", "app.kubernetes.io/part-of": "ghn", "ghn-job": job.name}
     known = {**os.environ, **job.environment}
     environment: list[dict[str, Any]] = [{"name": name, "value": known[name]} for name in _PASSED if name in known]
     if job.nodes > 1:
@@ -69,9 +70,11 @@ def render(job: Job, given: Mapping[str, str]) -> list[dict[str, Any]]:
         "env": environment,
         "envFrom": [{"secretRef": {"name": given["secret"]}}],
         "resources": {"limits": resources, "requests": resources},
-        "securityContext": {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 1000},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     pod: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
         "restartPolicy": "Never",  # a failed pod stays, with its exit code and log; the Job makes another one
         "terminationGracePeriodSeconds": int(job.stop_s),
         "containers": [container],
