@@ -21,7 +21,7 @@ from pipelines.training.tracking import flatten, tracked_run
 _WEIGHTS_TAG = "ghn.weights_sha256"
 _MAX_CURVE_POINTS = 500
 _SERVED_WITH = (
-    *("torch", "torchvision", "numpy", "numba", "safetensors", "mlflow", "pandas"),
+    *("torch", "torchvision", "numpy", "numba", "safetensors", "mlflow-skinny", "pandas"),
     *("pydantic", "prometheus-client", "boto3", "tenacity"),
 )
 """What the logged model needs, and no more."""

@@ -16,7 +16,7 @@ SUFFIX = ".safetensors"
 
 
 def answer(prediction: Prediction, limits: Limits) -> dict[str, Any]:
-    """Return JSON-ready data: ``parameters`` (base64) or ``uri``, with ``size``, ``sha256`` and counts.
+    """Return ``parameters`` (base64, as bytes) or ``uri``, with ``size``, ``sha256`` and counts; all but bytes JSON-ready.
 
     Objects are named by their content, so the same answer is stored once.
 
@@ -34,7 +34,7 @@ def answer(prediction: Prediction, limits: Limits) -> dict[str, Any]:
         **prediction.counts(),
     }
     if len(prediction.content) <= limits.inline_mib * _MIB:
-        return said | {"parameters": base64.b64encode(prediction.content).decode("ascii")}
+        return said | {"parameters": base64.b64encode(prediction.content)}
     if limits.store is None:
         raise LimitError(
             f"the parameters are {len(prediction.content):,} bytes; above {limits.inline_mib:g} MiB they go to an "

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _MIB = 1 << 20
+_CHUNK = 1 << 20
 _LONGEST_REASON = 1000
 _LOG = logging.getLogger("uvicorn.error")
 _NAMES = {400: "INVALID_PARAMETER_VALUE", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL_ERROR"}
@@ -34,16 +36,39 @@ _NAMES = {400: "INVALID_PARAMETER_VALUE", 429: "RESOURCE_EXHAUSTED", 500: "INTER
 
 @dataclass
 class Ticket:
-    """A request on its way through the server; the model leaves the reason of a refusal here.
+    """A request on its way through the server; the model leaves here what should not go through MLflow's hands.
 
     Attributes:
         deadline: when the request must be done, by ``time.monotonic()``.
+        served: whether a guard waits for what is left here.
         refusal: the deliberate error, if there was one.
+        parts: long texts, each with the mark that stands for it in the answer.
 
     """
 
     deadline: float = float("inf")
-    refusal: InputError | None = field(default=None)
+    served: bool = False
+    refusal: InputError | None = None
+    parts: dict[str, bytes] = field(default_factory=dict)
+
+    def leave(self, text: bytes) -> str:
+        """Return what to answer in place of a long ASCII text: a mark where a guard puts the text back, else the text.
+
+        MLflow's conversion to JSON copies each text some five times, which took longer than everything else.
+        """
+        if not self.served:
+            return text.decode("ascii")
+        mark = secrets.token_hex(16)
+        self.parts[mark] = text
+        return mark
+
+    def put_back(self, content: bytes) -> list[bytes]:
+        """Return the pieces of an answer with the texts in the places of their marks, in order."""
+        pieces = []
+        for mark, text in self.parts.items():
+            before, _, content = content.partition(mark.encode())
+            pieces += [before, text]
+        return [*pieces, content]
 
     def check(self) -> None:
         """Raise :class:`LimitError` if the request's time is over."""
@@ -85,10 +110,10 @@ class Guard:
         elif path == "/invocations" and scope["method"] == "POST":
             await self._invocation(scope, receive, send)
         elif path == "/metrics":
-            await _answer(send, 200, self.metrics.text(), "text/plain; version=0.0.4")
+            await _answer(send, 200, [self.metrics.text()], "text/plain; version=0.0.4")
         elif path == "/ready":
             ready = self._waiting < max(1, self.limits.waiting)
-            await _answer(send, 200 if ready else 503, b"ready\n" if ready else b"busy\n", "text/plain")
+            await _answer(send, 200 if ready else 503, [b"ready\n" if ready else b"busy\n"], "text/plain")
         else:
             await self.app(scope, receive, send)
 
@@ -97,14 +122,14 @@ class Guard:
         try:
             body = await self._read(scope, receive)
             started = time.monotonic()
-            status, content = await self._in_turn(scope, body)
+            status, pieces = 200, await self._in_turn(scope, body, receive)
         except _RefusedError as refused:
-            status, content = refused.status, _reason(refused.status, refused.reason)
+            status, pieces = refused.status, [_reason(refused.status, refused.reason)]
         self.metrics.requests.labels(str(status)).inc()
         self.metrics.seconds.observe(time.monotonic() - started)
         try:
             async with asyncio.timeout(self.limits.slow_s):
-                await _answer(send, status, content, "application/json")
+                await _answer(send, status, pieces, "application/json")
         except TimeoutError:
             _LOG.warning("a client did not fetch its answer in %g s", self.limits.slow_s)
             raise
@@ -134,18 +159,15 @@ class Guard:
         except TimeoutError:
             raise _RefusedError(408, f"the request did not arrive within {self.limits.slow_s:g} s") from None
 
-    async def _in_turn(self, scope: MutableMapping[str, Any], body: bytes) -> tuple[int, bytes]:
-        """Wait for a turn and pass the request on; return status and body of the answer."""
+    async def _in_turn(self, scope: MutableMapping[str, Any], body: bytes, receive: Receive) -> list[bytes]:
+        """Wait for a turn and pass the request on; return the pieces of the answer."""
         if self._turns.locked() and self._waiting >= self.limits.waiting:
             raise _RefusedError(429, f"{self._waiting} requests are waiting already; try again in a second")
-        ticket = Ticket(deadline=time.monotonic() + self.limits.seconds)
+        ticket = Ticket(deadline=time.monotonic() + self.limits.seconds, served=True)
         self._waiting += 1
         self.metrics.waiting.set(self._waiting)
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise _RefusedError(429, f"no turn within {self.limits.seconds:g} s; try again later") from None
+            await self._turn(receive)
         finally:
             self._waiting -= 1
             self.metrics.waiting.set(self._waiting)
@@ -156,7 +178,24 @@ class Guard:
             self.metrics.busy.dec()
             self._turns.release()
 
-    async def _in_work(self, scope: MutableMapping[str, Any], body: bytes, ticket: Ticket) -> tuple[int, bytes]:
+    async def _turn(self, receive: Receive) -> None:
+        """Acquire a turn, unless the client goes away or the time is over before."""
+        turn, gone = asyncio.ensure_future(self._turns.acquire()), asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait((turn, gone), timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not turn.done():
+                if gone.done():
+                    raise _RefusedError(400, "the connection was closed")
+                raise _RefusedError(429, f"no turn within {self.limits.seconds:g} s; try again later")
+        except BaseException:
+            if turn.done() and not turn.cancelled():
+                self._turns.release()
+            raise
+        finally:
+            turn.cancel()
+            gone.cancel()
+
+    async def _in_work(self, scope: MutableMapping[str, Any], body: bytes, ticket: Ticket) -> list[bytes]:
         try:
             await asyncio.to_thread(read_requests, body, self.limits)
         except InputError as error:
@@ -170,7 +209,13 @@ class Guard:
                 "unexpected answer %d of the scoring server: %s", status, content[:10_000].decode(errors="replace")
             )
             raise _RefusedError(500, "the prediction failed; the server's log says why")
-        return status, content
+        return ticket.put_back(content)
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _refusal(error: InputError) -> _RefusedError:
@@ -205,12 +250,16 @@ def _reason(status: int, reason: str) -> bytes:
     return json.dumps({"error_code": _NAMES.get(status, "BAD_REQUEST"), "message": message}).encode()
 
 
-async def _answer(send: Send, status: int, content: bytes, kind: str) -> None:
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(content)).encode())]
+async def _answer(send: Send, status: int, pieces: Sequence[bytes], kind: str) -> None:
+    length = sum(map(len, pieces))
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(length).encode())]
     if status == 429:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
+    for piece in pieces:
+        for start in range(0, len(piece), _CHUNK):  # what the network does not take at once is copied
+            await send({"type": "http.response.body", "body": piece[start : start + _CHUNK], "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def install(limits: Limits, metrics: Metrics) -> None:

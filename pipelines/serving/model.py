@@ -70,6 +70,8 @@ class ParameterPredictor(PythonModel):  # type: ignore[misc]
             self.metrics.predict_seconds.observe(prediction.seconds)
             self.metrics.bytes.observe(len(prediction.content))
             self.metrics.stored.inc(said["uri"] is not None)
+            if said["parameters"] is not None:
+                said["parameters"] = ticket.leave(said["parameters"])
             answers.append({**said, "weights_sha256": self.weights})
         return answers
 
