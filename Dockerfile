@@ -5,11 +5,11 @@ ARG PIP_FIND_LINKS=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/ghn
-COPY constraints.txt ./
-COPY infra/docker-requirements.txt ./infra/
+COPY infra/lock/build.txt infra/lock/image.txt infra/lock/torch.txt ./lock/
 RUN if [ -z "$PIP_FIND_LINKS" ]; then unset PIP_FIND_LINKS; fi; \
-    /opt/ghn/bin/pip install -c constraints.txt setuptools && \
-    /opt/ghn/bin/pip install -c constraints.txt -r infra/docker-requirements.txt
+    /opt/ghn/bin/python -m pip install --require-hashes --no-deps -r lock/build.txt && \
+    /opt/ghn/bin/python -m pip install --require-hashes --no-deps --no-build-isolation -r lock/image.txt && \
+    /opt/ghn/bin/python -m pip install -c lock/torch.txt torch
 COPY pyproject.toml README.md LICENSE ./
 COPY ghn ghn
 COPY pipelines pipelines
