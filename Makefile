@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKS := $(wildcard infra/lock/*.txt)
 
 .PHONY: help setup demo smoke airflow test integration check format parity bench docker \
-	lock lock-check clean
+	lock lock-check audit licences sbom clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -65,6 +65,15 @@ lock: ## Pin every dependency anew, with hashes; UPGRADE=1 takes the newest vers
 lock-check: $(READY) ## Ask the registry whether the locks resolve and every file has its hash
 	$(BIN)/python -m infra.supply.lock --check
 	$(PIP) --dry-run --ignore-installed --require-hashes --no-deps --no-build-isolation -r infra/lock/all.txt
+
+audit: $(READY) ## Look for known vulnerabilities; exits with 3 where no vulnerability service can be asked
+	$(BIN)/python -m infra.supply.audit
+
+licences: $(READY) ## Write docs/licences.md; exits with 1 where a licence is unknown or not allowed
+	$(BIN)/python -m infra.supply.licences
+
+sbom: $(READY) ## Write build/sbom.json (CycloneDX); IMAGE=ghn-train looks into that image, Debian packages too
+	$(BIN)/python -m infra.supply.sbom $(if $(IMAGE),--image $(IMAGE)) --out build/sbom.json
 
 clean: ## Remove everything that was made here
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
