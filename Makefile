@@ -62,14 +62,14 @@ lock: ## Pin every dependency anew, with hashes; UPGRADE=1 takes the newest vers
 	@test -x $(BIN)/uv || $(MAKE) setup
 	$(BIN)/python -m infra.supply.lock $(if $(UPGRADE),--upgrade)
 
-lock-check: $(READY) ## Ask the registry whether the locks resolve and every file has its hash
+lock-check: $(READY) ## Ask the registry whether the locks resolve and their files have their hashes
 	$(BIN)/python -m infra.supply.lock --check
 	$(PIP) --dry-run --ignore-installed --require-hashes --no-deps --no-build-isolation -r infra/lock/all.txt
 
-audit: $(READY) ## Look for known vulnerabilities; exits with 3 where no vulnerability service can be asked
+audit: $(READY) ## Look for known vulnerabilities; fails with 3, not 1, where no vulnerability service can be asked
 	$(BIN)/python -m infra.supply.audit
 
-licences: $(READY) ## Write docs/licences.md; exits with 1 where a licence is unknown or not allowed
+licences: $(READY) ## Write docs/licences.md; fails where a licence is unknown or not allowed
 	$(BIN)/python -m infra.supply.licences
 
 sbom: $(READY) ## Write build/sbom.json (CycloneDX); IMAGE=ghn-train looks into that image, Debian packages too

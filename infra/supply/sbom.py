@@ -125,7 +125,10 @@ def unpacked(archive: bytes, folder: Path) -> Bom:
     files.mkdir()
     subprocess.run(["tar", "-xf", "-", "-C", str(files)], input=archive, check=True)
     bom = Bom({}, {})
-    for number, place in enumerate(sorted({path.parent for path in files.rglob("*.dist-info")})):
+    places = sorted(
+        {path.parent for path in files.rglob("*.dist-info")}, reverse=True
+    )  # what is vendored in one comes first
+    for number, place in enumerate(places):
         environment = folder / str(number)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
         next(environment.glob("lib/python*/site-packages")).rmdir()

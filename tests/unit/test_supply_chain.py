@@ -217,6 +217,7 @@ def test_an_image_gives_one_valid_bill_of_all_places(tmp_path, monkeypatch):
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         package(archive, "opt/ghn/lib/python3.11/site-packages", "alpha", "1", ["beta"])
         package(archive, "opt/ghn/lib/python3.11/site-packages", "beta", "2")
+        package(archive, "opt/ghn/lib/python3.11/site-packages/beta/_vendor", "gamma", "3")
         package(archive, "usr/local/lib/python3.11/site-packages", "beta", "1")
     said = {
         "sh": buffer.getvalue(),
@@ -236,6 +237,7 @@ def test_an_image_gives_one_valid_bill_of_all_places(tmp_path, monkeypatch):
         "pkg:pypi/alpha@1",
         "pkg:pypi/beta@1",
         "pkg:pypi/beta@2",
+        "pkg:pypi/gamma@3",
     ]
     assert found["pkg:pypi/alpha@1"]["licenses"][0]["license"]["id"] == "MIT"
     edges = {edge["ref"]: edge["dependsOn"] for edge in bill["dependencies"]}
