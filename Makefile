@@ -4,17 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo smoke airflow test integration check format parity bench docker clean
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKS := $(wildcard infra/lock/*.txt)
+
+.PHONY: help setup demo smoke airflow test integration check format parity bench docker \
+	lock lock-check audit licences sbom clean
 
 help: ## Show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(READY) ## Make the virtual environment from the pinned constraints
+setup: $(READY) ## Make the virtual environment from the hashed lock
 
-$(READY): pyproject.toml constraints.txt infra/prepare.py
+# Without resolving: the lock is complete. torch is in torch.txt, without hashes; docs/supply-chain.md says why.
+$(READY): pyproject.toml $(LOCKS) infra/prepare.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[train,demo,airflow,dev]'
+	$(PIP) --require-hashes --no-deps -r infra/lock/build.txt
+	$(PIP) --require-hashes --no-deps --no-build-isolation -r infra/lock/all.txt
+	$(PIP) -c infra/lock/torch.txt torch
+	$(PIP) --no-deps --no-build-isolation -e .
 	$(BIN)/python infra/prepare.py
 	touch $@
 
@@ -50,6 +57,23 @@ bench: $(READY) ## Measure speed and memory; exits with 1 where a target is not 
 
 docker: ## Build the training image
 	docker build -t ghn-train .
+
+lock: ## Pin every dependency anew, with hashes; UPGRADE=1 takes the newest versions
+	@test -x $(BIN)/uv || $(MAKE) setup
+	$(BIN)/python -m infra.supply.lock $(if $(UPGRADE),--upgrade)
+
+lock-check: $(READY) ## Ask the registry whether the locks resolve and their files have their hashes
+	$(BIN)/python -m infra.supply.lock --check
+	$(PIP) --dry-run --ignore-installed --require-hashes --no-deps --no-build-isolation -r infra/lock/all.txt
+
+audit: $(READY) ## Look for known vulnerabilities; fails with 3, not 1, where no vulnerability service can be asked
+	$(BIN)/python -m infra.supply.audit
+
+licences: $(READY) ## Write docs/licences.md; fails where a licence is unknown or not allowed
+	$(BIN)/python -m infra.supply.licences
+
+sbom: $(READY) ## Write build/sbom.json (CycloneDX); IMAGE=ghn-train looks into that image, Debian packages too
+	$(BIN)/python -m infra.supply.sbom $(if $(IMAGE),--image $(IMAGE)) --out build/sbom.json
 
 clean: ## Remove everything that was made here
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

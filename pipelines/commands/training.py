@@ -14,6 +14,8 @@ from pipelines.commands.options import PATH, example
 @click.command()
 @click.option("--recipe", default="embedded", show_default=True, help="A recipe's name, or a TOML file.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override; may be repeated.")
+@click.option("--images", help="Root of the image shards: --set images.url=...")
+@click.option("--deepnets", help="Root of the architecture shards: --set architectures.url=...")
 @click.option("--run", type=PATH, default=Path("runs/train"), show_default=True, help="Folder of the run.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="End this session after so many steps in all.")
 @click.option("--on-bad-shard", type=click.Choice(["fail", "skip"]), help="What to do about missing or damaged shards.")
@@ -24,10 +26,14 @@ from pipelines.commands.options import PATH, example
 @click.option("--experiment", envvar="MLFLOW_EXPERIMENT_NAME", default="ghn", show_default=True, help="Of MLflow.")
 @click.option("--artifacts", envvar="GHN_ARTIFACTS", help="Artifact root of a new experiment, e.g. s3://ghn/mlflow.")
 @click.option("--plan", is_flag=True, help="Check everything and say what the run would cost, without starting it.")
-@example("ghn train --recipe cifar10 --set images.url=s3://ghn/cifar10 --set training.steps=1000 --run runs/cifar10")
+@example(
+    "ghn train --recipe cifar10 --images s3://ghn/cifar10/images --deepnets s3://ghn/cifar10/deepnets --run runs/cifar10"
+)
 def train(
     recipe: str,
     overrides: tuple[str, ...],
+    images: str | None,
+    deepnets: str | None,
     run: Path,
     store: str | None,
     stop_after: int | None,
@@ -41,6 +47,8 @@ def train(
     from pipelines.settings import load_recipe
     from pipelines.training.launch import train as train_job
 
+    roots = {"images.url": images, "architectures.url": deepnets}
+    overrides = (*(f"{key}={root}" for key, root in roots.items() if root), *overrides)
     if on_bad_shard:
         overrides += tuple(f"{section}.on_bad_shard={on_bad_shard}" for section in ("images", "architectures"))
     resolved = load_recipe(recipe, overrides)
