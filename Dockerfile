@@ -64,6 +64,7 @@ RUN /opt/platform/bin/python -m pip install --require-hashes --no-deps -r lock/b
 FROM train-image AS platform
 COPY --from=build-platform /opt/platform /opt/platform
 COPY dags /opt/ghn/dags
+COPY infra/docker/setup-airflow /opt/ghn/libexec/
 ENV PATH=/opt/platform/bin:$PATH AIRFLOW_HOME=/data/airflow AIRFLOW__CORE__DAGS_FOLDER=/opt/ghn/dags \
     AIRFLOW__CORE__LOAD_EXAMPLES=False
 LABEL org.opencontainers.image.title="ghn-platform" \

@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKS := $(wildcard infra/lock/*.txt)
 
-.PHONY: help setup demo smoke airflow test integration check format parity bench docker \
+.PHONY: help setup demo smoke airflow test integration check format parity bench docker compose-env \
 	lock lock-check audit licences sbom clean
 
 help: ## Show this list
@@ -55,8 +55,12 @@ parity: $(READY) ## Compare with the published system's data, if it is there
 bench: $(READY) ## Measure speed and memory; exits with 1 where a target is not met
 	$(BIN)/python -m benchmarks
 
-docker: ## Build the training image
-	docker build -t ghn-train .
+docker: ## Build the images ghn-train and ghn-platform
+	docker build -t ghn-train --build-arg GIT_COMMIT=$$(git rev-parse HEAD) .
+	docker build -t ghn-platform --build-arg GIT_COMMIT=$$(git rev-parse HEAD) --target platform .
+
+compose-env: ## Write infra/.env with fresh secrets for infra/compose.yaml
+	@$(PYTHON) infra/compose/make_env.py
 
 lock: ## Pin every dependency anew, with hashes; UPGRADE=1 takes the newest versions
 	@test -x $(BIN)/uv || $(MAKE) setup

@@ -21,6 +21,7 @@ PARAMS = {
     "images": Param("digits", type="string", description="`digits`, or a folder or zip with class folders"),
     "image_limit": Param("", type="string", pattern="^[0-9]*$", description="Use only so many images (empty: all)"),
     "num_classes": Param(10, type="integer", minimum=2, description="Classes of the images"),
+    "tracking": Param("", type="string", description="MLflow's address (empty: a SQLite file in the run's folder)"),
     "name": Param("ghn2-digits", type="string", pattern="^[A-Za-z0-9._-]+$", description="Registered model"),
     "recipe": Param("embedded", type="string", description="Training recipe"),
     "first_session": Param(400, type="integer", minimum=1, description="Steps after which training stops and resumes"),
@@ -42,7 +43,7 @@ with DAG(
     max_active_runs=1,
 ) as dag:
     RUN = "{{ params.run }}"
-    TRACKING = ("--tracking-uri", f"sqlite:///{RUN}/mlflow.db")
+    TRACKING = ("--tracking-uri", "{{ params.tracking or 'sqlite:///' ~ params.run ~ '/mlflow.db' }}")
     SHARDS = ("{{ params.root }}/images", "{{ params.root }}/deepnets")
     MODEL = "{{ params.name }}@candidate"
 
