@@ -23,10 +23,10 @@ _FINAL = ("success", "failed")
 
 
 class Airflow:
-    """An installation in a folder, started with `ghn airflow`."""
+    """An installation in a folder, started with `ghn airflow`, or another one that asks for a token."""
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.port = folder, port
+    def __init__(self, folder: Path, port: int, token: str | None = None) -> None:
+        self.folder, self.port, self.token = folder, port, token
 
     def pid(self, part: str) -> int:
         return read_state(self.folder)[part]
@@ -35,7 +35,7 @@ class Airflow:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api/v2{path}",
             None if body is None else json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.token}"} if self.token else {})},
             method=method,
         )
         try:

@@ -8,6 +8,8 @@ Debian's licences stand in each package's copyright file, not in its metadata, s
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -101,9 +103,26 @@ def debian_packages(listing: str, os_release: str) -> list[Component]:
     return components
 
 
+def docker() -> list[str]:
+    """The client's command line; the variable DOCKER names another one."""
+    return shlex.split(os.environ.get("DOCKER", "docker"))
+
+
 def inside(image: str, *command: str) -> bytes:
     """What a command writes inside the image."""
-    run = ["docker", "run", "--rm", "--network", "none", "--user", "0", "--entrypoint", command[0], image, *command[1:]]
+    run = [
+        *docker(),
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--user",
+        "0",
+        "--entrypoint",
+        command[0],
+        image,
+        *command[1:],
+    ]
     return subprocess.run(run, check=True, capture_output=True).stdout
 
 
@@ -144,7 +163,7 @@ def unpacked(archive: bytes, folder: Path) -> Bom:
 def main(image: str | None, out: Path) -> None:
     """Write the bill of materials."""
     if image:
-        command = ["docker", "image", "inspect", "--format", "{{.Id}}", image]
+        command = [*docker(), "image", "inspect", "--format", "{{.Id}}", image]
         version = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
         name, bom = image, image_packages(image)
     else:

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -15,38 +14,13 @@ import pytest
 
 from pipelines.training.state import read_metrics
 from tests.airflow_client import until
+from tests.containers import Engine, run
 from tests.distributed.jobs import curve, same_weights
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ENGINE = Path(os.environ.get("GHN_DOCKER_ENGINE", REPOSITORY.parent / "shared" / "tools" / "docker-engine"))
 TAG = "ghn-train:test"
-
-
-def run(*command: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-
-
-@pytest.fixture(scope="module")
-def docker() -> Iterator[list[str]]:
-    """Command line of a docker client with a built image: the machine's own engine, or a private one (as root)."""
-    if shutil.which("docker") and run("docker", "info").returncode == 0:
-        client, build = ["docker"], ["docker", "build", "-t", TAG, str(REPOSITORY)]
-        private = False
-    elif ENGINE.is_file() and os.geteuid() == 0:
-        started = run(str(ENGINE), "up")
-        if started.returncode:
-            pytest.skip(f"the private Docker Engine did not start: {started.stdout[-300:]}{started.stderr[-300:]}")
-        client, build = [str(ENGINE), "docker"], [str(ENGINE), "build", str(REPOSITORY), TAG]
-        private = True
-    else:
-        pytest.skip("no Docker Engine: start one, or name a private one with GHN_DOCKER_ENGINE (as root)")
-    built = run(*build)
-    assert built.returncode == 0, (built.stdout + built.stderr)[-3000:]
-    yield client
-    if private:
-        run(str(ENGINE), "down")
 
 
 def test_default_run_trains_the_embedded_default_without_network(docker: list[str]) -> None:
@@ -63,6 +37,108 @@ def test_arguments_are_those_of_train(docker: list[str]) -> None:
     assert shown.returncode == 0 and "ghn train" in shown.stdout
     refused = run(*docker, "run", "--rm", TAG, "--recipe", "cifar10", "--set", "training.stepz=1")
     assert refused.returncode == 2 and "did you mean steps?" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_the_image_is_small_labelled_and_without_a_compiler(engine: Engine) -> None:
+    (image,) = json.loads(engine.run("image", "inspect", TAG).stdout)
+    assert image["Size"] < 2.2e9
+    labels = image["Config"]["Labels"]
+    for name in ("title", "description", "licenses", "version", "revision", "created", "documentation"):
+        assert f"org.opencontainers.image.{name}" in labels
+    assert image["Config"]["Healthcheck"]["Test"] == ["CMD", "/opt/ghn/libexec/healthy"]
+    looked = engine.run(
+        "run",
+        "--rm",
+        "--network=none",
+        "--entrypoint",
+        "sh",
+        TAG,
+        "-c",
+        "for p in gcc cc g++ c++ clang make nvcc pip; do command -v $p; done",
+    )
+    assert looked.stdout == "", looked.stdout
+    pins = (REPOSITORY / "infra" / "lock" / "train.txt").read_text()
+    script = "from importlib.metadata import distributions as d; print(*(f'{x.name}=={x.version}' for x in d()))"
+    inside = (
+        engine.run("run", "--rm", "--entrypoint", "python", TAG, "-c", script).stdout.lower().replace("_", "-").split()
+    )
+    for name in ("numpy", "deepspeed", "mlflow-skinny", "safetensors"):
+        (found,) = [one for one in inside if one.startswith(f"{name}==")]
+        assert f"{found} " in pins
+
+
+def test_commands_and_the_real_recipe_with_images_on_s3(engine: Engine) -> None:
+    shown = engine.run("run", "--rm", TAG, "evaluate", "--help")
+    assert shown.returncode == 0 and "ghn evaluate" in shown.stdout
+    command = ("--recipe", "cifar10", "--images", "s3://nowhere/images", "--deepnets", "s3://nowhere/deepnets")
+    done = engine.run(
+        "run",
+        "--rm",
+        "--network=none",
+        "-e",
+        "AWS_ENDPOINT_URL=http://127.0.0.1:9",
+        "-e",
+        "AWS_ACCESS_KEY_ID=x",
+        "-e",
+        "AWS_SECRET_ACCESS_KEY=x",
+        TAG,
+        *command,
+    )
+    assert 'url = "s3://nowhere/images"' in done.stdout and done.returncode == 4, done.stdout + done.stderr
+    assert "s3://nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_signal_to_stop_leaves_a_checkpoint_and_the_same_volume_goes_on(engine: Engine) -> None:
+    name, volume = "ghn-test-stop", "ghn-test-stop"
+    start = (
+        "run",
+        "--detach",
+        "--name",
+        name,
+        "--network=none",
+        "--volume",
+        f"{volume}:/data",
+        "-e",
+        "GHN_ARCHITECTURES=16",
+    )
+    try:
+        assert engine.run(*start, "-e", "GHN_STEPS=2000", TAG).returncode == 0
+        until(
+            lambda: '"step"' in (said := engine.run("logs", name)).stderr or '"job": "train", "done": 3' in said.stderr,
+            240,
+            "steps",
+        )
+        assert engine.run("exec", name, "/opt/ghn/libexec/healthy").returncode == 0
+        assert engine.run("stop", "--time", "60", name).returncode == 0
+        (ended,) = json.loads(engine.run("container", "inspect", name).stdout)
+        assert ended["State"]["ExitCode"] == 143, engine.run("logs", "--tail", "20", name)
+        engine.run("rm", name)
+        look = ("run", "--rm", "--volume", f"{volume}:/data", "--entrypoint", "sh", TAG, "-c")
+        reached = int(engine.run(*look, "wc -l </data/train/metrics.jsonl").stdout)
+        assert reached >= 1
+        done = engine.run(*start[:1], "--rm", *start[4:], "-e", f"GHN_STEPS={reached + 2}", TAG)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+        steps = engine.run(*look, "sed 's/.*\"step\": \\([0-9]*\\).*/\\1/' /data/train/metrics.jsonl").stdout.split()
+        assert steps == [str(step) for step in range(1, reached + 3)]
+    finally:
+        engine.run("rm", "--force", name)
+        engine.run("volume", "rm", volume)
+
+
+def test_a_silent_job_is_unhealthy(engine: Engine) -> None:
+    """The check looks at when the job reported last."""
+    check = "/opt/ghn/libexec/healthy; echo $?"
+    script = f"touch -d '20 minutes ago' /tmp/ghn-events.jsonl; {check}; touch /tmp/ghn-events.jsonl; {check}"
+    assert engine.run("run", "--rm", "--entrypoint", "sh", TAG, "-c", script).stdout.split() == ["1", "0"]
+
+
+def test_the_bill_of_materials_of_the_image(engine: Engine, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "infra.supply.sbom", "--image", TAG, "--out", str(tmp_path / "sbom.json")]
+    environment = {**os.environ, "DOCKER": " ".join(engine.docker)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    parts = {part["purl"].split("@")[0] for part in json.loads((tmp_path / "sbom.json").read_text())["components"]}
+    assert {"pkg:pypi/torch", "pkg:pypi/ghn", "pkg:deb/debian/libc6", "pkg:generic/python"} <= parts
 
 
 def test_it_does_not_run_as_root(docker: list[str]) -> None:
