@@ -27,7 +27,8 @@ RUN /opt/ghn/bin/python -m pip install --no-deps --no-build-isolation . && /opt/
 
 FROM ${BASE} AS train-image
 ARG ACCELERATOR=cpu
-RUN useradd --create-home --uid 1000 ghn && mkdir /data && chown ghn /data
+RUN useradd --create-home --uid 1000 ghn && mkdir /data && chown ghn /data && \
+    rm -rf /usr/local/bin/pip* /usr/local/lib/python3.11/site-packages/pip*
 COPY --from=build /opt/ghn /opt/ghn
 ENV PATH=/opt/ghn/bin:$PATH PYTHONUNBUFFERED=1 DS_ACCELERATOR=$ACCELERATOR \
     NUMBA_CACHE_DIR=/home/ghn/.cache/numba TORCH_EXTENSIONS_DIR=/home/ghn/.cache/torch_extensions \
