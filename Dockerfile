@@ -17,7 +17,7 @@ RUN if [ -z "$PIP_FIND_LINKS" ]; then unset PIP_FIND_LINKS; fi; pip="/opt/ghn/bi
     $pip --require-hashes --no-deps --no-build-isolation -r lock/train.txt && \
     $pip -c lock/torch.txt torch
 # What only compilers and torch's own tests use.
-RUN cd /opt/ghn/lib/python3.11/site-packages/torch && rm -rf test include bin/protoc* bin/*Test bin/test_* && \
+RUN (cd /opt/ghn/lib/python3.11/site-packages/torch && rm -rf test include bin/protoc* bin/*Test bin/test_*) && \
     if [ "$ACCELERATOR" = cuda ]; then /opt/ghn/bin/python -c 'import torch, sys; sys.exit(torch.version.cuda is None)' || \
     { echo "ACCELERATOR=cuda, but this torch is a CPU build: leave PIP_FIND_LINKS out" >&2; exit 1; }; fi
 COPY pyproject.toml README.md LICENSE ./

@@ -38,7 +38,7 @@ test: $(READY) ## Run the tests (at most ten minutes, no root)
 	$(BIN)/python -m pytest -m "not integration"
 
 integration: $(READY) ## Run the tests with servers and containers (Docker parts need an engine)
-	$(BIN)/python -m pytest -m integration
+	$(BIN)/python -m pytest -m integration --durations=25
 
 check: $(READY) ## Run the linter and the type checker
 	$(BIN)/ruff check .

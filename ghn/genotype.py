@@ -88,6 +88,8 @@ class Genotype:
                     raise InputError(f"genotype.{name}[{i}]: input {source} does not exist at step {i // 2}")
             if not concat:
                 raise InputError(f"genotype.{name}_concat is empty; name at least one state")
+            if len(concat) > steps:
+                raise InputError(f"genotype.{name}_concat names {len(concat)} states; there are {steps}")
             for state in concat:
                 if not 2 <= state < 2 + steps:
                     raise InputError(f"genotype.{name}_concat: state {state} is not made by a step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,8 @@ def predict(
 
     """
     patterns = ["*"] if allow_default is True else list(allow_default or ())
-    refused = [(name, why) for name, why in graph.kept if not any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    allowed = [re.compile(fnmatch.translate(pattern)).match for pattern in patterns]
+    refused = [(name, why) for name, why in graph.kept if not any(match(name) for match in allowed)]
     if refused:
         name, reason = refused[0]
         raise InputError(

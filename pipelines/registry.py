@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +152,7 @@ def fetch_model(uri: str, tracking_uri: str | None, folder: Path) -> Model:
 
 
 def fetch_served(uri: str, tracking_uri: str | None, folder: Path) -> Path:
-    """Bring a registered model with its code to this machine; return its folder (of a logged model: as it is).
+    """Bring a registered model with its code to this machine, once; return its folder (of a logged model: as it is).
 
     Raises:
         InputError: if there is no such model or version.
@@ -159,7 +161,13 @@ def fetch_served(uri: str, tracking_uri: str | None, folder: Path) -> Path:
     """
     if uri.startswith(_PREFIX):
         with open_registry(tracking_uri) as client:
-            return _download(_version(client, uri), folder)
+            version = _version(client, uri)
+            place = folder / hashlib.sha256(str(version.source).encode()).hexdigest()[:16]  # a version never changes
+            if not (place / "MLmodel").is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                    _download(version, Path(temporary)).rename(place)
+            return place
     if not (Path(uri) / "MLmodel").is_file():
         raise InputError(f"no logged model at {uri}; give models:/NAME@champion, or a folder with a file MLmodel")
     return Path(uri)

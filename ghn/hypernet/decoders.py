@@ -70,6 +70,8 @@ class ConvDecoder(nn.Module):
         The first layer runs once for each kernel size, the others once for each number of channels, so that slices of
         the layers' weights are made as seldom as possible. A classifier's weight is a function of a whole piece.
         """
+        if not weights and not classifiers:
+            return [], []
         slots = [*weights, *(WeightSlot(slot.node, 1.0, (self.out, self.fan_in, 1, 1)) for slot in classifiers)]
         pieces = [self.piece(slot.shape) for slot in slots]
         members: dict[tuple[int, int, bool], list[int]] = defaultdict(list)

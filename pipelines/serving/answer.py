@@ -11,14 +11,18 @@ from pipelines.serving.limits import LimitError, Limits
 from pipelines.serving.predictor import Prediction
 from pipelines.storage import open_store
 
-_MIB = 1 << 20
 SUFFIX = ".safetensors"
 
 
-def answer(prediction: Prediction, limits: Limits) -> dict[str, Any]:
+def answer(prediction: Prediction, limits: Limits, inline_bytes: float) -> dict[str, Any]:
     """Return ``parameters`` (base64, as bytes) or ``uri``, with ``size``, ``sha256`` and counts; all but bytes JSON-ready.
 
     Objects are named by their content, so the same answer is stored once.
+
+    Args:
+        prediction: what was asked for.
+        limits: of the server.
+        inline_bytes: how large the file may be to be in the answer itself.
 
     Raises:
         LimitError: if the file is too large and the server has no store.
@@ -33,12 +37,12 @@ def answer(prediction: Prediction, limits: Limits) -> dict[str, Any]:
         "sha256": digest,
         **prediction.counts(),
     }
-    if len(prediction.content) <= limits.inline_mib * _MIB:
+    if len(prediction.content) <= inline_bytes:
         return said | {"parameters": base64.b64encode(prediction.content)}
     if limits.store is None:
         raise LimitError(
-            f"the parameters are {len(prediction.content):,} bytes; above {limits.inline_mib:g} MiB they go to an "
-            "object store, but this server has none (GHN_SERVE_STORE); ask for float16, or for some names only"
+            f"the parameters are {len(prediction.content):,} bytes; above {limits.inline_mib:g} MiB in one answer they go to "
+            "an object store, but this server has none (GHN_SERVE_STORE); ask for float16, some names, or one architecture"
         )
     store, key = open_store(limits.store), f"{digest}{SUFFIX}"
     if store.size(key) != len(prediction.content):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -36,19 +38,28 @@ def ask(server: str, request: PredictionRequest) -> tuple[bytes, dict[str, Any]]
         raise InputError(f"server {server!r}: give an address such as http://127.0.0.1:5001")
     body = json.dumps({"inputs": [request.model_dump(exclude_none=True)]}).encode()
     headers = {"Content-Type": "application/json"}
-    if token := os.environ.get(TOKEN_VARIABLE):
-        headers["Authorization"] = f"Bearer {token}"
-    call = urllib.request.Request(f"{server.rstrip('/')}/invocations", body, headers)  # noqa: S310 - checked above
+    try:
+        call = urllib.request.Request(f"{server.rstrip('/')}/invocations", body, headers)  # noqa: S310 - checked above
+    except ValueError as error:
+        raise InputError(f"server {server!r} is no address: {error}") from error
+    if token := os.environ.get(TOKEN_VARIABLE, "").strip():
+        if not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise InputError(f"{TOKEN_VARIABLE} holds characters that no token has")
+        call.add_unredirected_header("Authorization", f"Bearer {token}")  # for this server, and no other one
     deadline, pause = time.monotonic() + _PATIENCE_S, 1.0
     while True:
         try:
             with urllib.request.urlopen(call, timeout=_TIMEOUT_S) as answer:  # noqa: S310
                 said = json.load(answer)["predictions"][0]
+            if missing := {"values", "tensors", "seconds", "weights_sha256"} - set(said):
+                raise LookupError(f"no {', '.join(sorted(missing))}")
             return content_of(said), said
         except urllib.error.HTTPError as error:
             if error.code not in _LATER or time.monotonic() > deadline:
                 raise _error(server, error) from error
-        except OSError as error:
+        except http.client.InvalidURL as error:
+            raise InputError(f"server {server!r} is no address: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
             raise StorageError(f"no answer from the model server {server}: {error}; is it running?") from error
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(f"{server} answers, but not as a model server of this project does: {error}") from error

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import re
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextvars import ContextVar
@@ -30,6 +33,14 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 _MIB = 1 << 20
 _CHUNK = 1 << 20
 _LONGEST_REASON = 1000
+_LONGEST_WORK_S = 600.0
+_PAGES = (
+    "/invocations",
+    "/health",
+    "/ping",
+    "/version",
+)  # that MLflow answers, the first one with 405 for other methods
+_JSON = re.compile(rb'application/json(; *charset="?utf-8"?)?')
 _LOG = logging.getLogger("uvicorn.error")
 _NAMES = {400: "INVALID_PARAMETER_VALUE", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL_ERROR"}
 
@@ -43,6 +54,8 @@ class Ticket:
         served: whether a guard waits for what is left here.
         refusal: the deliberate error, if there was one.
         parts: long texts, each with the mark that stands for it in the answer.
+        working: set when the model begins.
+        done: set when the model has finished, whoever still waits for it.
 
     """
 
@@ -50,6 +63,8 @@ class Ticket:
     served: bool = False
     refusal: InputError | None = None
     parts: dict[str, bytes] = field(default_factory=dict)
+    working: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
 
     def leave(self, text: bytes) -> str:
         """Return what to answer in place of a long ASCII text: a mark where a guard puts the text back, else the text.
@@ -100,7 +115,7 @@ class Guard:
     def __init__(self, app: App, limits: Limits, metrics: Metrics) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
         self._turns = asyncio.Semaphore(limits.parallel)
-        self._waiting = 0
+        self._reading = self._admitted = self._unsent = 0  # requests, requests, bytes
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -112,10 +127,16 @@ class Guard:
         elif path == "/metrics":
             await _answer(send, 200, [self.metrics.text()], "text/plain; version=0.0.4")
         elif path == "/ready":
-            ready = self._waiting < max(1, self.limits.waiting)
+            ready = self._admitted < self._most
             await _answer(send, 200 if ready else 503, [b"ready\n" if ready else b"busy\n"], "text/plain")
-        else:
+        elif path in _PAGES:  # no others: whatever MLflow's router takes for /invocations would pass by all of this
             await self.app(scope, receive, send)
+        else:
+            await _answer(send, 404, [_reason(404, "there is no such page")], "application/json")
+
+    @property
+    def _most(self) -> int:
+        return self.limits.parallel + self.limits.waiting
 
     async def _invocation(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         started = time.monotonic()
@@ -127,24 +148,32 @@ class Guard:
             status, pieces = refused.status, [_reason(refused.status, refused.reason)]
         self.metrics.requests.labels(str(status)).inc()
         self.metrics.seconds.observe(time.monotonic() - started)
+        size = sum(map(len, pieces))
+        self._unsent += size
         try:
             async with asyncio.timeout(self.limits.slow_s):
                 await _answer(send, status, pieces, "application/json")
         except TimeoutError:
             _LOG.warning("a client did not fetch its answer in %g s", self.limits.slow_s)
             raise
+        finally:
+            self._unsent -= size
 
     async def _read(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
         """Return the body of a request that may be read at all."""
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if headers.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
-            raise _RefusedError(415, "send JSON, with the header Content-Type: application/json")
+        kinds = [value for name, value in scope["headers"] if name.lower() == b"content-type"]
+        if len(kinds) != 1 or _JSON.fullmatch(kinds[0].strip().lower()) is None:
+            raise _RefusedError(415, "send JSON in UTF-8, with one header Content-Type: application/json")
+        if self._reading >= 2 * self._most or self._unsent > self.limits.unsent_mib * _MIB:
+            raise _RefusedError(429, "too many requests arrive, or answers wait to be fetched; try again in a second")
         most = int(self.limits.body_mib * _MIB)
         too_large = _RefusedError(413, f"the request is larger than {self.limits.body_mib:g} MiB")
         announced = headers.get(b"content-length", b"0")
         if not announced.isdigit() or len(announced) > 15 or int(announced) > most:
             raise too_large
         body = bytearray()
+        self._reading += 1
         try:
             async with asyncio.timeout(self.limits.slow_s):
                 while True:
@@ -158,25 +187,25 @@ class Guard:
                         return bytes(body)
         except TimeoutError:
             raise _RefusedError(408, f"the request did not arrive within {self.limits.slow_s:g} s") from None
+        finally:
+            self._reading -= 1
 
     async def _in_turn(self, scope: MutableMapping[str, Any], body: bytes, receive: Receive) -> list[bytes]:
         """Wait for a turn and pass the request on; return the pieces of the answer."""
-        if self._turns.locked() and self._waiting >= self.limits.waiting:
-            raise _RefusedError(429, f"{self._waiting} requests are waiting already; try again in a second")
+        if self._admitted >= self._most:
+            raise _RefusedError(429, f"{self.limits.waiting} requests are waiting already; try again in a second")
         ticket = Ticket(deadline=time.monotonic() + self.limits.seconds, served=True)
-        self._waiting += 1
-        self.metrics.waiting.set(self._waiting)
+        self._admitted += 1
         try:
-            await self._turn(receive)
+            with self.metrics.waiting.track_inprogress():
+                await self._turn(receive)
+            try:
+                with self.metrics.busy.track_inprogress():
+                    return await self._in_work(scope, body, ticket)
+            finally:
+                self._turns.release()
         finally:
-            self._waiting -= 1
-            self.metrics.waiting.set(self._waiting)
-        self.metrics.busy.inc()
-        try:
-            return await self._in_work(scope, body, ticket)
-        finally:
-            self.metrics.busy.dec()
-            self._turns.release()
+            self._admitted -= 1
 
     async def _turn(self, receive: Receive) -> None:
         """Acquire a turn, unless the client goes away or the time is over before."""
@@ -201,7 +230,13 @@ class Guard:
         except InputError as error:
             raise _refusal(error) from error
         TICKET.set(ticket)
-        status, content = await _call(self.app, scope, body)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        status, content = await _call(self.app, {**scope, "headers": headers}, body)
+        if (
+            status == 504 and ticket.working.is_set()
+        ):  # MLflow waits no longer; the turn is free when the work has ended
+            await asyncio.to_thread(ticket.done.wait, _LONGEST_WORK_S)
+            raise _RefusedError(413, "the request took too long; ask for fewer or smaller architectures at once")
         if ticket.refusal is not None:
             raise _refusal(ticket.refusal)
         if status >= 400:
@@ -271,6 +306,9 @@ def install(limits: Limits, metrics: Metrics) -> None:
     if "mlflow.pyfunc.scoring_server.app" not in sys.modules:
         return
     import fastapi
+
+    # not before the guard's own limit, which gives a reason; MLflow reads this when it makes its application
+    os.environ["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"] = str(int(limits.seconds) + 30)
 
     class GuardedFastAPI(fastapi.FastAPI):
         def __init__(self, **options: Any) -> None:

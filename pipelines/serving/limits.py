@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ghn.errors import InputError
 
 _PREFIX = "GHN_SERVE_"
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
+_EACH_BYTES = 2 << 30  # that one request in work may take, with the default limits
 
 
 class LimitError(InputError):
     """A request asks for more than the server gives."""
+
+
+def default_parallel() -> int:
+    """Return how many requests processors and memory allow: those of the container, which may be fewer than the machine's."""
+    cores, memory = float(len(os.sched_getaffinity(0))), float("inf")
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        quota, period = (_CONTROL_GROUP / "cpu.max").read_text().split()
+        cores = min(cores, int(quota) / int(period))
+    with contextlib.suppress(OSError, ValueError):
+        memory = int((_CONTROL_GROUP / "memory.max").read_text())
+    return max(1, int(min(cores, memory / _EACH_BYTES)))
 
 
 class Limits(BaseModel):
@@ -32,8 +47,9 @@ class Limits(BaseModel):
         default=60.0, gt=0, description="longest time for one request, waiting for its turn included"
     )
     slow_s: float = Field(default=30.0, gt=0, description="longest time to send a request or to fetch an answer")
-    parallel: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="requests in work at once")
+    parallel: int = Field(default_factory=lambda: default_parallel(), ge=1, description="requests in work at once")
     waiting: int = Field(default=32, ge=0, description="requests that may wait for their turn")
+    unsent_mib: float = Field(default=1024.0, gt=0, description="answers that wait to be fetched by their clients")
     inline_mib: float = Field(default=128.0, gt=0, description="larger answers go to the store")
     store: str | None = Field(default=None, description="root for larger answers: s3://bucket/prefix or a folder")
     models: str = Field(default="*", description="torchvision models that may be named: patterns, separated by spaces")

@@ -48,11 +48,14 @@ class ParameterPredictor(PythonModel):  # type: ignore[misc]
     ) -> list[dict[str, Any]]:
         """Return an answer (see :func:`pipelines.serving.answer.answer`) for each request."""
         ticket = guard.TICKET.get(None) or guard.Ticket()
+        ticket.working.set()
         try:
             return self._answers(model_input, ticket, self.limits)
         except InputError as error:
             ticket.refusal = error
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        finally:
+            ticket.done.set()
 
     def _answers(self, requests: list[PredictionRequest], ticket: guard.Ticket, limits: Limits) -> list[dict[str, Any]]:
         graphs = []
@@ -62,15 +65,17 @@ class ParameterPredictor(PythonModel):  # type: ignore[misc]
             graph = graph_of(request, self.hypernet.config.num_classes, limits)
             left = left.model_copy(update={"values": left.values - count_values(graph, left)})  # of all together
             graphs.append(graph)
-        answers = []
+        answers: list[dict[str, Any]] = []
+        inline = limits.inline_mib * (1 << 20)
         for request, graph in zip(requests, graphs, strict=True):
             ticket.check()
             prediction = predict_file(self.hypernet, graph, request)
-            said = answer(prediction, limits)
+            said = answer(prediction, limits, inline)
             self.metrics.predict_seconds.observe(prediction.seconds)
             self.metrics.bytes.observe(len(prediction.content))
             self.metrics.stored.inc(said["uri"] is not None)
             if said["parameters"] is not None:
+                inline -= said["size"]
                 said["parameters"] = ticket.leave(said["parameters"])
             answers.append({**said, "weights_sha256": self.weights})
         return answers

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import functools
 import json
 import math
+import re
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ghn import Architecture, ArchitectureGraph, adjust_for_small_images, trace
 from ghn.architecture import spec_from_json
@@ -20,7 +22,7 @@ from pipelines.serving.limits import LimitError, Limits
 
 DTYPES = ("float32", "float16", "bfloat16")
 _TORCHVISION = "torchvision:"
-_LONGEST_NAME = 512
+_LONGEST_NAME, _LONGEST_PATTERN, _MOST_PATTERNS = 512, 200, 64  # every pattern is compared with every name
 
 
 class PredictionRequest(BaseModel):
@@ -48,8 +50,15 @@ class PredictionRequest(BaseModel):
     image_size: int | None = Field(default=None, ge=8, le=1024)
     small_input: bool | None = None
     dtype: str | None = Field(default=None, pattern=f"^({'|'.join(DTYPES)})$")
-    names: list[str] | None = Field(default=None, min_length=1, max_length=1000)
-    allow_default: list[str] | None = Field(default=None, max_length=1000)
+    names: list[str] | None = Field(default=None, min_length=1, max_length=_MOST_PATTERNS)
+    allow_default: list[str] | None = Field(default=None, max_length=_MOST_PATTERNS)
+
+    @field_validator("names", "allow_default")
+    @classmethod
+    def _short(cls, patterns: list[str] | None) -> list[str] | None:
+        if any(len(pattern) > _LONGEST_PATTERN for pattern in patterns or ()):
+            raise ValueError(f"a pattern is longer than {_LONGEST_PATTERN} characters")
+        return patterns
 
     def wanted(self, graph: ArchitectureGraph) -> list[str]:
         """Return the names of the wanted parameters, in node order; raises :class:`InputError` if a pattern fits none."""
@@ -58,7 +67,10 @@ class PredictionRequest(BaseModel):
             return names
         found: set[str] = set()
         for pattern in self.names:
-            if not (matches := fnmatch.filter(names, pattern)):
+            matches = list(
+                filter(re.compile(fnmatch.translate(pattern)).match, names)
+            )  # fnmatch itself keeps 32,768 of them
+            if not matches:
                 raise InputError(f"names: {pattern[:100]!r} fits no predicted parameter; the first one is {names[:1]}")
             found.update(matches)
         return [name for name in names if name in found]
@@ -75,7 +87,7 @@ def read_requests(body: bytes, limits: Limits) -> list[PredictionRequest]:
     if (depth := nesting(body, limits.nesting)) > limits.nesting:
         raise LimitError(f"the request is nested more than {limits.nesting} levels deep ({depth} at least)")
     try:
-        data = json.loads(body, parse_constant=_no_constant)
+        data = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits
         raise InputError(f"the request is not valid JSON: {error}") from error
     if not isinstance(data, dict) or set(data) != {"inputs"} or not isinstance(data["inputs"], list):
@@ -140,12 +152,9 @@ def graph_of(request: PredictionRequest, num_classes: int, limits: Limits) -> Ar
 
     """
     if request.model is not None:
-        graph = _named(
-            _allowed(request.model, limits),
-            request.num_classes or num_classes,
-            request.image_size or 224,
-            bool(request.small_input),
-        )
+        model = _allowed(request.model, limits)
+        graph = _named(model, request.num_classes or num_classes, request.image_size or 224, bool(request.small_input))
+        graph = dataclasses.replace(graph)  # what is computed from it later is kept with the copy
     elif request.graph is not None:
         nodes = request.graph.get("nodes")
         if isinstance(nodes, list) and len(nodes) > limits.nodes:
@@ -159,6 +168,8 @@ def graph_of(request: PredictionRequest, num_classes: int, limits: Limits) -> Ar
         graph = Architecture(spec=spec_from_json(specification)).graph
     if len(graph) > limits.nodes:
         raise LimitError(f"the graph has {len(graph)} nodes; at most {limits.nodes} are allowed")
+    if (names := len(graph.parameters) + len(graph.kept)) > 4 * limits.nodes:  # a node has two at most
+        raise LimitError(f"the graph names {names} parameters; at most {4 * limits.nodes} are allowed")
     return graph
 
 

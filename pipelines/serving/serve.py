@@ -36,7 +36,7 @@ def serve(uri: str, tracking_uri: str | None, *, host: str, port: int, workers: 
     limits = Limits.from_environment()  # complains here, not in the server's log
     from mlflow.pyfunc import scoring_server
 
-    folder = fetch_served(uri, tracking_uri, Path(tempfile.mkdtemp(prefix="ghn-served-")))
+    folder = fetch_served(uri, tracking_uri, _cache())
     command, environment = scoring_server.get_cmd(
         str(folder), port, host, timeout=_above(limits.seconds), nworkers=workers
     )
@@ -47,6 +47,12 @@ def serve(uri: str, tracking_uri: str | None, *, host: str, port: int, workers: 
     sys.stdout.flush()
     arguments = ["-m", "uvicorn", "--timeout-graceful-shutdown", str(_above(limits.seconds)), *arguments]
     os.execve(sys.executable, [sys.executable, *arguments], {**environment, "OMP_NUM_THREADS": "1"})  # noqa: S606
+
+
+def _cache() -> Path:
+    """Return the folder for fetched models: the next start finds them there, and their compiled loops."""
+    home = Path.home()
+    return (home if os.access(home, os.W_OK) else Path(tempfile.mkdtemp(prefix="ghn-"))) / ".cache" / "ghn" / "served"
 
 
 def _above(seconds: float) -> int:

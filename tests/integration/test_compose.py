@@ -29,7 +29,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE = REPOSITORY / "infra" / "compose.yaml"
-SECRETS = ("POSTGRES_PASSWORD", "S3_SECRET_KEY", "AIRFLOW_PASSWORD", "AIRFLOW_JWT_SECRET", "GHN_SERVER_TOKEN")
+SECRETS = (
+    "POSTGRES_PASSWORD",
+    "MLFLOW_DB_PASSWORD",
+    "S3_SECRET_KEY",
+    "AIRFLOW_PASSWORD",
+    "AIRFLOW_JWT_SECRET",
+    "GHN_SERVER_TOKEN",
+)
 AIRFLOW_PARTS = ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer")
 SMOKE = {
     "run": "/data/runs/smoke",
@@ -108,7 +115,7 @@ def test_nothing_starts_without_secrets_of_its_own(engine: Engine, tmp_path: Pat
     for missing in SECRETS:
         given = {
             name: "x"
-            for name in (*SECRETS, "S3_ACCESS_KEY", "AIRFLOW_FERNET_KEY", "AIRFLOW_SECRET_KEY")
+            for name in (*SECRETS, "S3_ACCESS_KEY", "AIRFLOW_FERNET_KEY", "AIRFLOW_SECRET_KEY", "AIRFLOW_DB_PASSWORD")
             if name != missing
         }
         command = [*engine.compose, "--file", str(FILE), "--env-file", str(tmp_path / "empty"), "config"]
@@ -128,8 +135,8 @@ def test_the_written_settings_are_fresh_and_private(tmp_path: Path) -> None:
         assert run(sys.executable, str(infra / "compose" / "make_env.py")).returncode == 0
         made.append((infra / ".env").read_text())
     assert made[0] == made[1] and stat.S_IMODE((infra / ".env").stat().st_mode) == 0o600
-    values = [line.partition("=")[2] for line in made[0].splitlines()[2:10]]
-    assert len(set(values)) == 8 and all(len(value) >= 44 for value in values)
+    values = [line.partition("=")[2] for line in made[0].splitlines()[2:12]]
+    assert len(set(values)) == 10 and all(len(value) >= 44 for value in values)
 
 
 def test_ports_are_open_on_loopback_only(project: Project) -> None:
