@@ -205,7 +205,7 @@ def test_a_signal_to_stop_lets_requests_finish(registry: str, tmp_path: Path) ->
     with serving(ghn_serve(MODEL), tmp_path, MLFLOW_TRACKING_URI=registry) as server:
         assert server.worker == server.process.pid  # it is the server itself that gets signals
         with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(server.ask, *[{"model": "torchvision:resnet50"}] * 2)
+            asked = pool.submit(server.ask, *[{"model": "torchvision:resnet50", "dtype": "float16"}] * 2)
             deadline = time.monotonic() + 30
             while "ghn_requests_in_work 1.0" not in server.get("/metrics")[1]:
                 assert time.monotonic() < deadline
