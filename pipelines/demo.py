@@ -70,7 +70,7 @@ def demo(images: str, out: Path, *, tiny: bool = False) -> str:
                 raise JobError(f"the job stopped: {_reason(log)} (whole log: {log})")
     content = json.loads((out / "report.json").read_text())
     minutes = (time.monotonic() - started) / 60
-    return f"{table(content)}\n\n{minutes:.1f} minutes. {_closing(out, conf['name'], content)}"
+    return f"{table(content)}\n\n{minutes:.1f} minutes. {closing(out, conf['name'], content)}"
 
 
 def _describe_images(images: str) -> dict[str, Any]:
@@ -156,7 +156,15 @@ def _reason(log: Path) -> str:
     return messages[-1][messages[-1].index("ghn: ") :] if messages else (lines[-1] if lines else "no output")
 
 
-def _closing(out: Path, name: str, content: dict[str, Any]) -> str:
+def closing(out: Path, name: str, content: dict[str, Any]) -> str:
+    """Write an example architecture and a request for it; return what to do with them, as commands.
+
+    Args:
+        out: folder of the demo.
+        name: registered model.
+        content: of ``report.json``.
+
+    """
     from pipelines.training.data import read_architectures
 
     spec = {}
@@ -170,7 +178,7 @@ def _closing(out: Path, name: str, content: dict[str, Any]) -> str:
         spec = read_architectures(content["architectures"]["url"], "deep")[0].spec.to_json()
     store = LocalStore(str(out))
     store.write("architecture.json", (json.dumps(spec, indent=1) + "\n").encode())
-    request = {"dataframe_records": [{"specification": json.dumps(spec)}]}
+    request = {"inputs": [{"specification": spec}]}
     store.write("request.json", (json.dumps(request) + "\n").encode())
     ghn = os.path.relpath(Path(sys.executable).with_name("ghn"))
     return "\n".join(
@@ -180,8 +188,9 @@ def _closing(out: Path, name: str, content: dict[str, Any]) -> str:
             "1. Serve the registered model, and ask it for the parameters of an unseen architecture:",
             f"   MLFLOW_TRACKING_URI=sqlite:///{out}/mlflow.db {ghn} s3 exec {out}/s3 -- mlflow models serve "
             f"-m models:/{name}@candidate --env-manager local --port 5001",
+            f"   {ghn} predict --server http://127.0.0.1:5001 --spec {out}/architecture.json --out {out}/served.safetensors",
             f"   curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d @{out}/request.json",
-            "2. Predict on the command line:",
+            "2. Predict on the command line, the same file:",
             f"   {ghn} predict --checkpoint {out}/train/model --spec {out}/architecture.json --out {out}/parameters.safetensors",
             "3. Do the same with your own images:",
             "   make demo IMAGES=<folder or zip with class folders>",

@@ -224,6 +224,20 @@ def test_the_smoke_dag_runs_and_its_model_is_served(
         predict(tmp_path / "refused", **options)
 
 
+def test_the_registry_is_restored_from_its_backup(project: Project, airflow: Airflow) -> None:
+    """The commands of docs/operating.md."""
+    client = mlflow.MlflowClient(f"http://127.0.0.1:{project.environment['MLFLOW_PORT']}")
+    made = client.get_model_version_by_alias("ghn2-digits", "champion")
+    dump = ("exec", "-T", "postgres", "sh", "-c", "pg_dump -U ghn --format=custom mlflow > /tmp/mlflow.dump")
+    assert project(*dump).returncode == 0
+    client.delete_registered_model("ghn2-digits")
+    restore = "pg_restore -U ghn --clean --if-exists --dbname mlflow < /tmp/mlflow.dump"
+    done = project("exec", "-T", "postgres", "sh", "-c", restore)
+    assert done.returncode == 0, done.stderr
+    restored = client.get_model_version_by_alias("ghn2-digits", "champion")
+    assert (restored.source, restored.tags) == (made.source, made.tags)
+
+
 def test_everything_survives_a_restart(project: Project, airflow: Airflow) -> None:
     assert project("restart", "--timeout", "5", "postgres", "s3", "mlflow", "airflow-api-server").returncode == 0
     until(lambda: project.health("airflow-api-server") == "healthy", 180, "Airflow's API server")
