@@ -232,9 +232,8 @@ class Guard:
         TICKET.set(ticket)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         status, content = await _call(self.app, {**scope, "headers": headers}, body)
-        if (
-            status == 504 and ticket.working.is_set()
-        ):  # MLflow waits no longer; the turn is free when the work has ended
+        if status == 504 and ticket.working.is_set():
+            # MLflow waits no longer; the turn is free when the work has ended
             await asyncio.to_thread(ticket.done.wait, _LONGEST_WORK_S)
             raise _RefusedError(413, "the request took too long; ask for fewer or smaller architectures at once")
         if ticket.refusal is not None:
