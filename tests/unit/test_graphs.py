@@ -143,7 +143,7 @@ def test_resnet50_is_traced_with_all_its_parameters() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda d: d["edges"].append([5, 2]), r"edge \(5, 2\)"),
+        (lambda d: d["edges"].append([5, 2]), r"edge \[5, 2\]"),
         (lambda d: d["edges"].clear(), "do not reach the output"),
         (lambda d: d["nodes"][3].update(primitive="teleport"), "teleport"),
         (lambda d: d["nodes"][1]["parameters"][0].__setitem__(1, [0, 1]), "shape"),
