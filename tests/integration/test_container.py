@@ -127,7 +127,7 @@ def test_the_bill_of_materials_of_the_image(engine: Engine, tmp_path: Path) -> N
         for part in json.loads((tmp_path / "sbom.json").read_text())["components"]
         if "purl" in part
     }
-    assert {"pkg:pypi/torch", "pkg:pypi/ghn", "pkg:deb/debian/libc6", "pkg:generic/python"} <= parts
+    assert {"pkg:pypi/torch", "pkg:pypi/deepspeed", "pkg:deb/debian/libc6", "pkg:generic/python"} <= parts
 
 
 def test_it_does_not_run_as_root(docker: list[str]) -> None:
