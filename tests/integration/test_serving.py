@@ -36,7 +36,7 @@ from tests.strategies import architectures
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 MODEL = "models:/ghn2-digits@candidate"
-EXAMPLES = int(os.environ.get("GHN_FUZZ_EXAMPLES", "1200"))  # of each kind
+EXAMPLES = int(os.environ.get("GHN_FUZZ_EXAMPLES", "1000"))  # of each kind
 MANY = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 
