@@ -57,7 +57,7 @@ def test_all_torchvision_classifiers(hypernet: GHN) -> None:
 def test_a_sample_of_timm(hypernet: GHN) -> None:
     import timm
 
-    names = [name for name in timm.list_models()[::20] if "gigantic" not in name and "7b" not in name.lower()]
+    names = [name for name in timm.list_models()[::30] if "gigantic" not in name and "7b" not in name.lower()]
     failed = {}
     for name in names:
         try:
@@ -67,4 +67,4 @@ def test_a_sample_of_timm(hypernet: GHN) -> None:
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
         gc.collect()
-    assert len(names) > 60 and len(failed) <= 0.05 * len(names), failed
+    assert len(names) > 40 and len(failed) <= 0.05 * len(names), failed

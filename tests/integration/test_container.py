@@ -91,7 +91,7 @@ def test_commands_and_the_real_recipe_with_images_on_s3(engine: Engine) -> None:
 
 def test_a_signal_to_stop_leaves_a_checkpoint_and_the_same_volume_goes_on(engine: Engine) -> None:
     name = "ghn-test-stop"
-    options = ("--network=none", "--volume", f"{name}:/data", "-e", "GHN_ARCHITECTURES=16", "-e", "GHN_STEPS=40", TAG)
+    options = ("--network=none", "--volume", f"{name}:/data", "-e", "GHN_ARCHITECTURES=16", "-e", "GHN_STEPS=24", TAG)
     look = ("run", "--rm", "--volume", f"{name}:/data", "--entrypoint", "sh", TAG, "-c")
     try:
         assert engine.run("run", "--detach", "--name", name, *options).returncode == 0
@@ -100,11 +100,11 @@ def test_a_signal_to_stop_leaves_a_checkpoint_and_the_same_volume_goes_on(engine
         assert engine.run("stop", "--time", "60", name).returncode == 0
         (ended,) = json.loads(engine.run("container", "inspect", name).stdout)
         assert ended["State"]["ExitCode"] == 143, engine.run("logs", "--tail", "20", name)
-        assert 1 <= int(engine.run(*look, "wc -l </data/train/metrics.jsonl").stdout) < 40
+        assert 1 <= int(engine.run(*look, "wc -l </data/train/metrics.jsonl").stdout) < 24
         done = engine.run("run", "--rm", *options)
         assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
         rows = [json.loads(line) for line in engine.run(*look, "cat /data/train/metrics.jsonl").stdout.splitlines()]
-        assert [row["step"] for row in rows] == list(range(1, 41)) and rows[-1]["session"] >= 2
+        assert [row["step"] for row in rows] == list(range(1, 25)) and rows[-1]["session"] >= 2
     finally:
         engine.run("rm", "--force", name)
         engine.run("volume", "rm", name)
