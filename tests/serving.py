@@ -17,7 +17,6 @@ from typing import Any
 from pipelines.ports import free_port
 
 BIN = Path(sys.executable).parent
-CODE_FOLDERS = ("ghn", "pipelines")
 
 
 class Server:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ghn.errors import InputError
+from pipelines.environment import EnvironmentSettings
 
-_PREFIX = "GHN_SERVE_"
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 _EACH_BYTES = 2 << 30  # that one request in work may take, with the default limits
 
@@ -30,10 +31,10 @@ def default_parallel() -> int:
     return max(1, int(min(cores, memory / _EACH_BYTES)))
 
 
-class Limits(BaseModel):
+class Limits(EnvironmentSettings):
     """Settings of the server, each from the variable ``GHN_SERVE_`` + its name in capitals."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    prefix: ClassVar[str] = "GHN_SERVE_"
 
     body_mib: float = Field(default=4.0, gt=0, description="largest request")
     nesting: int = Field(default=16, ge=4, description="deepest JSON")
@@ -47,23 +48,9 @@ class Limits(BaseModel):
         default=60.0, gt=0, description="longest time for one request, waiting for its turn included"
     )
     slow_s: float = Field(default=30.0, gt=0, description="longest time to send a request or to fetch an answer")
-    parallel: int = Field(default_factory=lambda: default_parallel(), ge=1, description="requests in work at once")
+    parallel: int = Field(default_factory=default_parallel, ge=1, description="requests in work at once")
     waiting: int = Field(default=32, ge=0, description="requests that may wait for their turn")
     unsent_mib: float = Field(default=1024.0, gt=0, description="answers that wait to be fetched by their clients")
     inline_mib: float = Field(default=128.0, gt=0, description="larger answers go to the store")
     store: str | None = Field(default=None, description="root for larger answers: s3://bucket/prefix or a folder")
     models: str = Field(default="*", description="torchvision models that may be named: patterns, separated by spaces")
-
-    @classmethod
-    def from_environment(cls) -> Limits:
-        """Read the settings; raises :class:`InputError` that names a variable with a bad value.
-
-        Other variables that begin in the same way are left alone: Kubernetes makes some for a service called ghn-serve.
-        """
-        given = {name: os.environ.get(f"{_PREFIX}{name.upper()}") for name in cls.model_fields}
-        try:
-            return cls.model_validate({name: value for name, value in given.items() if value})
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = f"{_PREFIX}{str(first['loc'][0]).upper()}"
-            raise InputError(f"environment variable {name}={first['input']!r}: {first['msg']}") from error
