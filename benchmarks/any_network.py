@@ -17,7 +17,7 @@ import torch
 
 import ghn
 from benchmarks.measure import THREADS, Report, forget_peak, in_process, memory
-from pipelines.models import load_model
+from pipelines.named_networks import load_model
 
 
 def make_hypernet() -> Any:

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import Report, seconds
-from ghn.architecture import Architecture, spec_from_json
+from ghn.architecture import Architecture
+from ghn.genotype import spec_from_json
 from ghn.space import sample_spec
-from pipelines import embedded_s3
+from pipelines.local import embedded_s3
 from pipelines.shards.jobs import shard_deepnets
 from pipelines.shards.reader import open_reader, read_shard
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.images import make_images
 from benchmarks.measure import Report, in_process, medians, on_core
-from pipelines import embedded_s3
+from pipelines.local import embedded_s3
 from pipelines.shards.jobs import shard_images
 from pipelines.shards.manifest import Manifest, read_manifest
 from pipelines.shards.reader import ShardReader

@@ -1,17 +1,18 @@
 """Graph HyperNetworks: predict the parameters of a network from its computational graph, in one forward pass.
 
-The public names are those below; everything reads in the order of the data's way: genotype, space, networks, graph,
-hypernet, prediction, meta-step, evaluation, checkpoint.
+The public names are those in ``__all__``. The modules read in the order of the data's way, each importing only earlier
+ones: errors, genotype, layout, space, networks (functional), graph (paths, graph_builder, build, tracing), architecture
+(deepnets), hypernet, prediction (initialize), checkpoint, meta_step, evaluation (sgd). Beside the way lie cost and draw.
 """
 
 from ghn.compat import declare_torchvision_operators
 
 declare_torchvision_operators()  # before anything may import torchvision
 
-from ghn.architecture import Architecture, ModelSpec, sample_architectures
+from ghn.architecture import Architecture, sample_architectures
 from ghn.checkpoint import load_checkpoint, save_checkpoint
 from ghn.deepnets import read_deepnets
-from ghn.genotype import ArchitectureSpec, Genotype
+from ghn.genotype import ArchitectureSpec, Genotype, ModelSpec
 from ghn.graph import ArchitectureGraph
 from ghn.hypernet import GHN, GHNConfig
 from ghn.initialize import calibrate_batchnorm, initialize

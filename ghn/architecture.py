@@ -4,77 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ghn.build import build_graph
+from ghn.compat import import_torchvision
 from ghn.errors import InputError
 from ghn.functional import run_layout, run_network
-from ghn.genotype import IMAGENET_IMAGE_SIZE, ArchitectureSpec, Genotype
+from ghn.genotype import IMAGENET_IMAGE_SIZE, ArchitectureSpec, Genotype, ModelSpec, Spec
 from ghn.graph import ArchitectureGraph
 from ghn.layout import layout
-from ghn.networks import Network
+from ghn.networks import Network, NoInitialization
 from ghn.small_images import adjust_for_small_images
 from ghn.space import SAMPLED_SPLITS, SPLITS, sample_spec
 from ghn.tracing.trace import trace
-
-NAMED_MODELS = ("torchvision:resnet50",)
-"""Models that a specification may name; nothing else is ever imported on behalf of a specification."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """A network from another library, by name."""
-
-    model: str
-    num_classes: int = 10
-    image_size: int = 32
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON-ready data."""
-        return {"model": self.model, "num_classes": self.num_classes, "image_size": self.image_size}
-
-
-Spec = ArchitectureSpec | ModelSpec
-
-
-def spec_from_json(data: Mapping[str, Any] | str) -> Spec:
-    """Read either kind of specification; raises :class:`InputError` naming what is wrong."""
-    if isinstance(data, str):
-        try:
-            data = json.loads(data)
-        except json.JSONDecodeError as error:
-            raise InputError(f"architecture specification is not JSON: {error}") from error
-    if not isinstance(data, Mapping) or "model" not in data:
-        return ArchitectureSpec.from_json(data)
-    if unknown := sorted(set(data) - {"model", "num_classes", "image_size"}):
-        raise InputError(f"model specification has unknown fields: {', '.join(unknown)}")
-    if data["model"] not in NAMED_MODELS:
-        raise InputError(f"unknown model {data['model']!r}; named models are {', '.join(NAMED_MODELS)}")
-    sizes = {"num_classes": (2, 100_000), "image_size": (8, 1024)}
-    for key, (low, high) in sizes.items():
-        value = data.get(key, low)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InputError(f"model specification field {key}={value!r}: give a whole number {low}..{high}")
-    return ModelSpec(**data)
-
-
-class NoInitialization(TorchFunctionMode):
-    """Skip random initialization, which costs much and does nothing on the meta device."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +43,15 @@ class Architecture:
 
     @functools.cached_property
     def graph(self) -> ArchitectureGraph:
-        """The computational graph (computed once)."""
+        """The computational graph (computed once); raises :class:`InputError` if the specification describes no network."""
         if self.stored_graph is not None:
             return self.stored_graph
         if isinstance(self.spec, ArchitectureSpec):
             return build_graph(self.spec)
-        return trace(self.skeleton, example_input(self))
+        return trace(self._skeleton, example_input(self))
 
     @functools.cached_property
-    def skeleton(self) -> nn.Module:
+    def _skeleton(self) -> nn.Module:
         """The network without memory (meta device), built once, to be run with predicted parameters."""
         return self.network(device="meta")
 
@@ -119,7 +66,7 @@ class Architecture:
         """
         if isinstance(self.spec, ArchitectureSpec):
             return run_layout(layout(self.spec), parameters, images_NCHW, training=training)
-        return run_network(self.skeleton.train(training), parameters, images_NCHW)
+        return run_network(self._skeleton.train(training), parameters, images_NCHW)
 
     def network(self, *, device: str | torch.device = "cpu") -> nn.Module:
         """Build the network, ordinarily initialized; its forward maps images (N, 3, S, S) to logits (N, classes).
@@ -161,6 +108,9 @@ def sample_architectures(
         channels: initial channels to draw from, instead of the published rule (multiples of 8).
         fc_dims: hidden classifier widths to draw from, instead of the published rule.
         start: index of the first one.
+
+    Returns:
+        ``count`` architectures (fewer of ``predefined``), which build their graphs and networks when asked.
 
     Raises:
         InputError: for an unknown split, negative numbers, or widths out of range.
@@ -208,13 +158,14 @@ def predefined_architectures(num_classes: int = 10, image_size: int = 32) -> lis
         image_size=image_size,
     )
     resnet = ModelSpec(model="torchvision:resnet50", num_classes=num_classes, image_size=image_size)
+    vit.validate()
     specs: tuple[Spec, ...] = (resnet, vit)
     return [Architecture(spec=spec, split="predefined", index=i) for i, spec in enumerate(specs)]
 
 
 def _resnet50(spec: ModelSpec) -> nn.Module:
     """Torchvision's ResNet-50; on small images a 3x3 stride-1 first convolution and no max-pool (as published)."""
-    import torchvision
+    torchvision = import_torchvision()
 
     def norm(channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels, track_running_stats=False)
@@ -223,7 +174,7 @@ def _resnet50(spec: ModelSpec) -> nn.Module:
     return adjust_for_small_images(model) if spec.image_size < IMAGENET_IMAGE_SIZE else model
 
 
-def example_input(architecture: Architecture, batch: int = 2) -> Tensor:
-    """Return zeros of the shape that the architecture takes, (batch, 3, S, S)."""
+def example_input(architecture: Architecture) -> Tensor:
+    """Return zeros of the shape that the architecture takes, (2, 3, S, S)."""
     size = architecture.spec.image_size
-    return torch.zeros(batch, 3, size, size)
+    return torch.zeros(2, 3, size, size)

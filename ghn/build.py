@@ -10,7 +10,8 @@ import functools
 import itertools
 
 from ghn.genotype import ArchitectureSpec
-from ghn.graph import ArchitectureGraph, Block, GraphBuilder, Node, Parameter, ParameterRole, Value
+from ghn.graph import ArchitectureGraph, Node, Parameter, ParameterRole
+from ghn.graph_builder import Block, GraphBuilder, Value
 from ghn.layout import CellLayout, Layout, Preprocess, layout
 
 _PLACES = 16_384  # operations and inputs of which graphs are kept, about a kilobyte each

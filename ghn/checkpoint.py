@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ghn.errors import DataError, InputError
+from ghn.errors import DataError, InputError, first_line
 from ghn.graph import GRAPH_REVISION
 from ghn.hypernet import GHN, GHNConfig
 
-FORMAT = "ghn-model"
-SCHEMA_VERSION = 1
+_FORMAT = "ghn-model"
+_SCHEMA_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 _OFFICIAL_KEYS = {"state_dict", "config"}
@@ -44,21 +44,30 @@ def save_checkpoint(hypernet: GHN, path: str | os.PathLike[str], metadata: Mappi
         path: the folder.
         metadata: JSON-ready facts to keep beside it (recipe hash, manifest hashes, steps).
 
+    Raises:
+        InputError: if ``path`` is a file, or ``metadata`` is not JSON-ready; nothing is written then.
+
     """
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).unlink(missing_ok=True)  # until it is written again, this is no checkpoint
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: a checkpoint is a folder")
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in hypernet.state_dict().items()})
     config = {
-        "format": FORMAT,
-        "schema_version": SCHEMA_VERSION,
+        "format": _FORMAT,
+        "schema_version": _SCHEMA_VERSION,
         "graph_revision": GRAPH_REVISION,
         "config": hypernet.config.to_json(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "metadata": dict(metadata or {}),
     }
+    try:
+        text = (json.dumps(config, indent=1) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the metadata for {folder} are not JSON-ready: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_NAME).unlink(missing_ok=True)  # until it is written again, this is no checkpoint
     _write_atomically(folder / WEIGHTS_NAME, weights)
-    _write_atomically(folder / CONFIG_NAME, (json.dumps(config, indent=1) + "\n").encode())
+    _write_atomically(folder / CONFIG_NAME, text)
     return folder
 
 
@@ -110,7 +119,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the facts stored with a checkpoint folder, or what is known of an official file.
 
     For official files these are its name, SHA-256 and epoch, and the size and normalization of the images that models
-    with 10 (CIFAR-10) or 1000 classes (ImageNet) were published for.
+    with 10 (CIFAR-10) or 1000 classes (ImageNet) were published for. Raises as :func:`load_checkpoint`.
     """
     location = Path(path)
     if not location.is_file():
@@ -126,7 +135,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def weights_digest(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 that tells a checkpoint's weights from others': of the folder's weights, or of an official file."""
+    """Return the SHA-256 that tells a checkpoint's weights from others'; raises as :func:`load_checkpoint`."""
     location = Path(path)
     if location.is_file():
         return hashlib.sha256(location.read_bytes()).hexdigest()
@@ -143,12 +152,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
         data = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is damaged: {error}; restore the checkpoint") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
         raise InputError(
-            f"{folder} holds another kind of checkpoint (its {CONFIG_NAME} does not say format={FORMAT!r})"
+            f"{folder} holds another kind of checkpoint (its {CONFIG_NAME} does not say format={_FORMAT!r})"
         )
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"{file} has schema version {data.get('schema_version')}; this program reads {SCHEMA_VERSION}")
+    if data.get("schema_version") != _SCHEMA_VERSION:
+        raise InputError(
+            f"{file} has schema version {data.get('schema_version')}; this program reads {_SCHEMA_VERSION}"
+        )
+    for key, kind in (("config", dict), ("weights_sha256", str), ("metadata", dict)):
+        if not isinstance(data.get(key), kind):
+            raise DataError(f"{file} is damaged: it has no {key}; restore the checkpoint")
     return data
 
 
@@ -157,7 +171,7 @@ def _read_folder(folder: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
     file = folder / WEIGHTS_NAME
     if not file.is_file():
         raise DataError(f"{folder} has a {CONFIG_NAME} but no {WEIGHTS_NAME}; restore the checkpoint")
-    if hashlib.sha256(file.read_bytes()).hexdigest() != data.get("weights_sha256"):
+    if hashlib.sha256(file.read_bytes()).hexdigest() != data["weights_sha256"]:
         raise DataError(f"{file} is damaged: its SHA-256 is not the one in {CONFIG_NAME}; restore the checkpoint")
     try:
         return GHNConfig.from_json(data["config"]), load_file(file)
@@ -176,8 +190,17 @@ def _read_official(file: Path) -> tuple[GHNConfig, dict[str, Tensor]]:
 def _open_official(file: Path) -> dict[str, Any]:
     try:
         data = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        reason = first_line(error) or type(error).__name__
         raise InputError(f"{file} can not be read as an official GHN checkpoint: {reason}") from error
     if not isinstance(data, dict) or not data.keys() >= _OFFICIAL_KEYS:
         raise InputError(f"{file} holds another kind of checkpoint: an official one has the keys state_dict and config")

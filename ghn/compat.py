@@ -2,12 +2,16 @@
 
 The registry's torchvision wheel is linked to CUDA; without CUDA its compiled operators can not load, and the import
 stops where torchvision registers fake kernels for operators that do not exist. Declaring the two schemas it asks for is
-enough: its models and transforms never call them. Nothing here imports torchvision.
+enough: its models and transforms never call them.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from ghn.errors import EnvironmentSetupError
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -24,3 +28,12 @@ def declare_torchvision_operators() -> None:
     _library = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS.values():
         _library.define(schema)
+
+
+def import_torchvision() -> Any:
+    """Return torchvision, which only its own models and transforms need; :class:`EnvironmentSetupError` without it."""
+    try:
+        import torchvision
+    except ImportError as error:
+        raise EnvironmentSetupError(f"torchvision is not installed ({error}): pip install torchvision") from error
+    return torchvision

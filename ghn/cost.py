@@ -49,7 +49,8 @@ _COEFFICIENTS = Path(__file__).with_name("cost_cpu.json")
 class _Tally:
     """Adds up work; maps are given as (channels, height or width)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, batch_norms: bool) -> None:
+        self.batch_norms = batch_norms
         self.amounts = dict.fromkeys(KINDS, 0.0)
 
     def conv(self, c_in: int, c_out: int, size: int, taps: int, width: int | None = None) -> None:
@@ -64,29 +65,33 @@ class _Tally:
         self.amounts["weights"] += channels * taps
         self.made(channels, size)
 
-    def norm(self, channels: int, size: int) -> None:
+    def layer_norm(self, channels: int, size: int) -> None:
         self.amounts["norm"] += channels * size**2
         self.made(channels, size)
+
+    def batch_norm(self, channels: int, size: int) -> None:
+        if self.batch_norms:
+            self.layer_norm(channels, size)
 
     def made(self, channels: int, size: int) -> None:
         self.amounts["map"] += channels * size**2
         self.amounts["operations"] += 1
 
-    def op(self, op: str, stride: int, channels: int, before: int, size: int, norm: bool) -> None:
+    def op(self, op: str, stride: int, channels: int, before: int, size: int) -> None:
         """Count an operation that takes a map of size ``before`` and makes one of ``size``."""
         if op in ("max_pool_3x3", "avg_pool_3x3"):
             self.amounts["pool"] += channels * size**2
             self.made(channels, size)
         elif op == "skip_connect":
             if stride == 2:
-                self.factorized_reduce(channels, channels, size, norm)
+                self.factorized_reduce(channels, channels, size)
         elif op == "msa":
             tokens = size**2
             self.amounts["linear"] += 6 * channels**2 * tokens
             self.amounts["attention"] += 2 * channels * tokens**2
             self.amounts["weights"] += 6 * channels**2
             for _ in range(4):
-                self.norm(channels, size)
+                self.layer_norm(channels, size)
         elif op == "cse":
             self.amounts["gate"] += channels * size**2
             self.amounts["weights"] += channels**2
@@ -94,51 +99,47 @@ class _Tally:
         elif op == "conv_7x1_1x7":
             self.conv(channels, channels, before, 7, width=size)  # the first of the two halves the width alone
             self.conv(channels, channels, size, 7)
-            self._norm_if(channels, size, norm)
+            self.batch_norm(channels, size)
         else:
             kind, _, kernel = op.rpartition("_")
             taps = int(kernel[0]) ** 2
             if kind == "conv":
                 self.conv(channels, channels, size, taps)
-                self._norm_if(channels, size, norm)
+                self.batch_norm(channels, size)
             else:
                 for _ in range(2 if kind == "sep_conv" else 1):
                     self.depthwise("depthwise" if kind == "sep_conv" else "dilated", channels, size, taps)
                     self.conv(channels, channels, size, 1)
-                    self._norm_if(channels, size, norm)
+                    self.batch_norm(channels, size)
 
-    def factorized_reduce(self, c_in: int, c_out: int, size: int, norm: bool) -> None:
+    def factorized_reduce(self, c_in: int, c_out: int, size: int) -> None:
         self.amounts["map"] += 4 * c_in * size**2
         self.conv(c_in, c_out // 2, size, 1)
         self.conv(c_in, c_out // 2, size, 1)
         self.made(c_out, size)
-        self._norm_if(c_out, size, norm)
+        self.batch_norm(c_out, size)
 
-    def cell(self, cell: CellLayout, size: int, norm: bool, reduced: int) -> None:
+    def cell(self, cell: CellLayout, size: int, reduced: int) -> None:
         """Count a cell that takes maps of ``size`` and makes maps of size ``reduced``."""
         for kind, c_in in zip(cell.preprocess, cell.in_channels, strict=True):
             if kind == "conv":
                 self.made(c_in, size)
                 self.conv(c_in, cell.C, size, 1)
-                self._norm_if(cell.C, size, norm)
+                self.batch_norm(cell.C, size)
             elif kind == "factorized_reduce":
-                self.factorized_reduce(c_in, cell.C, size, norm)
+                self.factorized_reduce(c_in, cell.C, size)
         for op in cell.ops:
             before = size if op.stride == 2 else reduced
-            self.op(op.op, op.stride, cell.C, before, reduced, norm)
+            self.op(op.op, op.stride, cell.C, before, reduced)
             self.amounts["map"] += cell.C * before**2  # rectified, or added to a state
         if len(cell.concat) > 1:
             self.made(cell.out_channels, reduced)
-
-    def _norm_if(self, channels: int, size: int, norm: bool) -> None:
-        if norm:
-            self.norm(channels, size)
 
 
 @functools.lru_cache(65_536)
 def work(spec: ArchitectureSpec) -> tuple[float, ...]:
     """Return the amounts of work of each of :data:`KINDS` for one image."""
-    net, tally, norm = layout(spec), _Tally(), spec.norm == "bnorm"
+    net, tally = layout(spec), _Tally(batch_norms=spec.norm == "bnorm")
     size = spec.image_size
     if net.stem == "vit":
         size = net.pos_enc_size
@@ -151,18 +152,18 @@ def work(spec: ArchitectureSpec) -> tuple[float, ...]:
         ):
             size = -(-size // stride)
             tally.conv(c_in, c_out, size, taps)
-            tally._norm_if(c_out, size, norm)
+            tally.batch_norm(c_out, size)
     else:
         size = -(-size // (4 if spec.large_images else 1))
         tally.conv(3, net.stem_channels, size, spec.ks**2)
-        tally._norm_if(net.stem_channels, size, norm)
+        tally.batch_norm(net.stem_channels, size)
         if spec.stem_pool:
             size = -(-size // 2)
             tally.amounts["pool"] += net.stem_channels * size**2
     for cell in net.cells:
         reduced = -(-size // 2) if cell.reduction and net.stem != "vit" else size
         if cell.live:
-            tally.cell(cell, size, norm, reduced)
+            tally.cell(cell, size, reduced)
         size = reduced
     head = net.head
     products = sum(a * b for a, b in itertools.pairwise(head))

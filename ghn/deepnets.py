@@ -137,7 +137,7 @@ class DeepNets(Sequence[Architecture]):
         where = f"network {self.split}[{number}]"
         group = f"{self.split}/{number}"
         adjacency, rows = self._read(where, lambda file: (file[f"{group}/adj"][()], file[f"{group}/nodes"][()]))
-        n = len(rows)
+        n = len(rows) if rows.ndim else 0
         if adjacency.shape != (n, n) or rows.shape != (n, 3) or n < 2:
             raise DataError(
                 f"{self.path}, {where}: shapes {adjacency.shape} and {rows.shape} are not those of one graph"
@@ -227,7 +227,7 @@ def _read_meta(path: Path, split: str) -> tuple[list[str], dict[int, str], dict[
 
     try:
         content = json.loads(path.read_bytes(), object_hook=compact)
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: it is not JSON ({error}); get it anew") from error
     if not isinstance(content, dict) or not all(isinstance(part, dict) for part in content.values()):
         raise DataError(f"{path} is no DeepNets-1M description: it must map splits to nets and meta")

@@ -58,7 +58,8 @@ def draw_graph(graph: ArchitectureGraph, title: str) -> str:
     width = max(x, 2 * _MARGIN + 92 * len(used), 480.0)
     height = _HEADER + 2 * _MARGIN + _ROW * rows
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" font-family="sans-serif">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" font-family="sans-serif">',
         f'<rect width="{width:.0f}" height="{height:.0f}" fill="white"/>',
         f'<text x="{_MARGIN}" y="26" font-size="16">{escape(title)}: {len(graph)} nodes, {len(graph.edges)} edges</text>',
     ]

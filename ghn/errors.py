@@ -49,3 +49,22 @@ class TrainingStoppedError(GHNError):
     """Meta-training was asked to stop, and did, with a checkpoint."""
 
     exit_code = 143
+
+
+class StopRequestedError(TrainingError):
+    """Somebody asked to stop in the middle of a step; the training loop catches it."""
+
+
+class AlertError(GHNError):
+    """An evaluation got worse or old: look at the numbers in the message."""
+
+    exit_code = 7
+
+
+class JobError(GHNError):
+    """A task of a job failed; its own message was shown."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or "" where it has none."""
+    return (str(error).splitlines() or [""])[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -55,27 +55,12 @@ class NetworkFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkResult:
-    """One network of a split with the scores of every method (``predicted``, ``random``, baselines) by its name."""
-
-    split: str
-    index: int
-    facts: NetworkFacts
-    scores: Mapping[str, Score] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Summary:
     """Accuracies of one method over all networks of a split, failed ones counted in, in percent."""
 
     mean: float
     stderr: float
     best: float
-
-
-def top1(logits_NK: Tensor, labels_N: Tensor) -> int:
-    """Count correct answers; a row with any non-finite logit is wrong."""
-    return top_k(logits_NK, labels_N, 1)
 
 
 def top_k(logits_NK: Tensor, labels_N: Tensor, k: int) -> int:
@@ -100,7 +85,7 @@ def score(
     correct, among_five, total = 0, 0, 0
     for images, labels in batches:
         logits = architecture.run(parameters, images, training=False)
-        correct += top1(logits, labels)
+        correct += top_k(logits, labels, 1)
         among_five += top_k(logits, labels, 5)
         total += len(labels)
     return Score(top1=100.0 * correct / max(total, 1), top5=100.0 * among_five / max(total, 1))
@@ -127,12 +112,12 @@ def random_parameters(architecture: Architecture, seed: int) -> dict[str, Tensor
         return {name: tensor.detach() for name, tensor in architecture.network().named_parameters()}
 
 
-def describe(architecture: Architecture) -> NetworkFacts:
+def network_facts(architecture: Architecture) -> NetworkFacts:
     """Return how large a network is."""
     graph = architecture.graph
     channels = [p.shape[0] for node in graph.nodes for p in node.parameters if p.role == "weight" and len(p.shape) > 1]
     longest = [0] * len(graph)
-    for u, v in sorted(graph.edges, key=lambda edge: edge[1]):  # nodes are in topological order
+    for u, v in graph.edges:  # sorted by v, so longest[u] is final
         longest[v] = max(longest[v], longest[u] + bool(graph.nodes[v].parameters))
     return NetworkFacts(
         nodes=len(graph),
@@ -140,41 +125,6 @@ def describe(architecture: Architecture) -> NetworkFacts:
         width=round(sum(channels) / len(channels), 2) if channels else 0.0,
         parameters=sum(math.prod(p.shape) for p in graph.parameters),
     )
-
-
-def evaluate_networks(
-    hypernet: GHN,
-    architectures: Sequence[Architecture],
-    batches: Sequence[tuple[Tensor, Tensor]],
-    *,
-    seed: int = 0,
-    on_result: Callable[[NetworkResult], None] | None = None,
-) -> list[NetworkResult]:
-    """Evaluate predicted parameters and random initialization on the same networks and images.
-
-    Args:
-        hypernet: the hypernetwork under test.
-        architectures: networks of any splits.
-        batches: the test images.
-        seed: architecture ``index`` is initialized from ``seed + index``.
-        on_result: called after each network (for progress).
-
-    """
-    results = []
-    for architecture in architectures:
-        result = NetworkResult(
-            split=architecture.split,
-            index=architecture.index,
-            facts=describe(architecture),
-            scores={
-                PREDICTED: score_predicted(hypernet, architecture, batches),
-                RANDOM: score_random(architecture, batches, seed + architecture.index),
-            },
-        )
-        results.append(result)
-        if on_result:
-            on_result(result)
-    return results
 
 
 def summarize(scores: Sequence[Score], metric: Metric = "top1") -> Summary:

@@ -32,6 +32,9 @@ OPS = (
 )
 """The operations that a cell may apply to a state."""
 
+NAMED_MODELS = ("torchvision:resnet50",)
+"""Models that a specification may name; nothing else is ever imported on behalf of a specification."""
+
 IMAGENET_IMAGE_SIZE = 224
 """Networks for images of this size (and larger) get the strided ImageNet stems."""
 
@@ -153,9 +156,7 @@ class ArchitectureSpec:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in _LIMITS:
-                low, high = _LIMITS[field.name]
-                if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                    raise InputError(f"architecture field {field.name}={value!r}: give a whole number {low}..{high}")
+                _check_limits("architecture", field.name, value)
             elif field.name in ("preproc", "stem_pool", "glob_avg") and not isinstance(value, bool):
                 raise InputError(f"architecture field {field.name}={value!r}: give true or false")
         if self.norm not in ("bnorm", None):
@@ -187,13 +188,7 @@ class ArchitectureSpec:
             InputError: for malformed JSON, a missing, unknown or wrongly typed field; the message names it.
 
         """
-        if isinstance(data, str):
-            try:
-                data = json.loads(data)
-            except json.JSONDecodeError as error:
-                raise InputError(f"architecture specification is not JSON: {error}") from error
-        if not isinstance(data, Mapping):
-            raise InputError(f"architecture specification must be a JSON object, not {type(data).__name__}")
+        data = _object(data)
         known = {field.name for field in dataclasses.fields(cls)}
         required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
         ignored = {"num_nodes", "num_params"}  # statistics that the official files keep beside the arguments
@@ -205,6 +200,66 @@ class ArchitectureSpec:
         spec = cls(genotype=_genotype_from_json(data["genotype"]), **fields)
         spec.validate()
         return spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A network from another library, by name.
+
+    Attributes:
+        model: one of :data:`NAMED_MODELS`.
+        num_classes: width of the output.
+        image_size: height and width of the input in pixels.
+
+    Raises:
+        InputError: for another model, or a number out of range.
+
+    """
+
+    model: str
+    num_classes: int = 10
+    image_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.model not in NAMED_MODELS:
+            raise InputError(f"unknown model {self.model!r}; named models are {', '.join(NAMED_MODELS)}")
+        for name in ("num_classes", "image_size"):
+            _check_limits("model specification", name, getattr(self, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return dataclasses.asdict(self)
+
+
+Spec = ArchitectureSpec | ModelSpec
+
+
+def spec_from_json(data: Mapping[str, Any] | str) -> Spec:
+    """Read either kind of specification; raises :class:`InputError` naming what is wrong."""
+    data = _object(data)
+    if "model" not in data:
+        return ArchitectureSpec.from_json(data)
+    if unknown := sorted(set(data) - {field.name for field in dataclasses.fields(ModelSpec)}):
+        raise InputError(f"model specification has unknown fields: {', '.join(unknown)}")
+    return ModelSpec(**data)
+
+
+def _object(data: Any) -> Mapping[str, Any]:
+    """Return the JSON object that data are, or that a text holds."""
+    if isinstance(data, str):
+        try:
+            data = json.loads(data)
+        except json.JSONDecodeError as error:
+            raise InputError(f"architecture specification is not JSON: {error}") from error
+    if not isinstance(data, Mapping):
+        raise InputError(f"architecture specification must be a JSON object, not {type(data).__name__}")
+    return data
+
+
+def _check_limits(what: str, field: str, value: Any) -> None:
+    low, high = _LIMITS[field]
+    if not _is_int(value) or not low <= value <= high:
+        raise InputError(f"{what} field {field}={value!r}: give a whole number {low}..{high}")
 
 
 def _genotype_from_json(data: Any) -> Genotype:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,8 +40,8 @@ PRIMITIVES = (
 )
 PRIMITIVE_ID = {name: i for i, name in enumerate(PRIMITIVES)}
 MAX_VIRTUAL_DISTANCE = 50
-MAX_NODES = 20_000
-MAX_SIZE = 2**31 - 1
+_MAX_NODES = 20_000
+_MAX_SIZE = 2**31 - 1
 """Of one dimension of a shape."""
 
 ParameterRole = Literal["weight", "bias", "norm_weight", "class_weight", "class_bias", "pos_enc"]
@@ -118,15 +117,15 @@ class ArchitectureGraph:
             height[u] = max(height[u], height[v] + 1)
         return height
 
-    def virtual_edges(self, max_distance: int = MAX_VIRTUAL_DISTANCE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (u, v, s), each (E,), of all pairs with 1 <= s_uv <= max_distance (paper, eq. 4)."""
-        return connected_pairs(self.distances, max_distance)
+    def virtual_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (u, v, s), each (E,), of all pairs with 1 <= s_uv <= 50 (paper, eq. 4)."""
+        return connected_pairs(self.distances, MAX_VIRTUAL_DISTANCE)
 
     def validate(self) -> None:
         """Raise :class:`InputError` if this is not a connected graph in topological order with sane parameters."""
         n = len(self.nodes)
-        if not 2 <= n <= MAX_NODES:
-            raise InputError(f"graph has {n} nodes; 2 to {MAX_NODES} are allowed")
+        if not 2 <= n <= _MAX_NODES:
+            raise InputError(f"graph has {n} nodes; 2 to {_MAX_NODES} are allowed")
         if self.nodes[0].primitive != "input":
             raise InputError(f"graph node 0 must be the input, not {self.nodes[0].primitive!r}")
         sinks = set(range(n)) - {u for u, _ in self.edges}
@@ -143,7 +142,7 @@ class ArchitectureGraph:
                 if len(parameter.shape) > 5 or not all(map(_is_size, parameter.shape)):
                     raise InputError(
                         f"graph node {i}: parameter {parameter.name!r} has shape {parameter.shape}; up to five sizes "
-                        f"of 1 to {MAX_SIZE} are allowed"
+                        f"of 1 to {_MAX_SIZE} are allowed"
                     )
 
     def to_json(self) -> dict[str, Any]:
@@ -258,12 +257,12 @@ def _texts(data: Any, what: str, count: int) -> Any:
 
 def _shape(data: Any, where: str) -> tuple[int, ...]:
     if not isinstance(data, (list, tuple)) or len(data) > 5 or not all(map(_is_size, data)):
-        raise InputError(f"{where} has shape {_shown(data)}; up to five sizes of 1 to {MAX_SIZE} are allowed")
+        raise InputError(f"{where} has shape {_shown(data)}; up to five sizes of 1 to {_MAX_SIZE} are allowed")
     return tuple(data)
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MAX_SIZE
+    return type(value) is int and 1 <= value <= _MAX_SIZE
 
 
 def _shown(value: Any) -> str:
@@ -274,107 +273,3 @@ def _shown(value: Any) -> str:
 def sort_edges(edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """Return the distinct edges sorted by target, then source."""
     return tuple(sorted(set(edges), key=lambda edge: (edge[1], edge[0])))
-
-
-Value = tuple[int, ...]
-"""A value of the network: the nodes whose output it is made of, ascending (one, or several where a join was dissolved)."""
-
-
-def union(values: Sequence[Value]) -> Value:
-    """Return the nodes of all values, each once."""
-    if len(values) == 1:
-        return values[0]
-    return tuple(sorted({node for value in values for node in value}))
-
-
-class Block(NamedTuple):
-    """A small graph with one input, to be inserted many times.
-
-    Attributes:
-        nodes: its nodes.
-        inputs: for each node the numbers of those that feed it, 0 being the block's input.
-        output: the nodes that its output is made of, in the same numbering.
-        chain: whether each node is fed by the one before it alone, and the output is the last one.
-
-    """
-
-    nodes: tuple[Node, ...]
-    inputs: tuple[Value, ...]
-    output: Value
-    chain: bool
-
-    def renamed(self, prefix: str) -> Block:
-        """Return the block with ``prefix`` in front of the names of its parameters."""
-        nodes = [
-            Node(primitive, shape, tuple([Parameter(prefix + name, size, role) for name, size, role in parameters]))
-            for primitive, shape, parameters in self.nodes
-        ]
-        return self._replace(nodes=tuple(nodes))
-
-
-class GraphBuilder:
-    """Collect nodes and edges in any order that respects topology, then prune and contract them."""
-
-    def __init__(self) -> None:
-        self._nodes: list[Node] = []
-        self._inputs: list[Value] = []
-
-    def add(self, node: Node, *inputs: Value) -> Value:
-        """Add a node fed by the given values; return its value."""
-        self._nodes.append(node)
-        self._inputs.append(union(inputs))
-        return (len(self._nodes) - 1,)
-
-    def join(self, primitive: str, *inputs: Value) -> Value:
-        """Add a ``sum`` or ``concat`` node where two or more edges come in; otherwise pass the value on."""
-        joined = union(inputs)
-        return self.add(Node(primitive=primitive), joined) if len(joined) > 1 else joined
-
-    def block(self, output: Value) -> Block:
-        """Return everything behind the first node, which stands for the block's input."""
-        nodes, inputs = tuple(self._nodes[1:]), tuple(self._inputs[1:])
-        chain = (*inputs, output) == tuple([(i,) for i in range(len(self._nodes))])
-        return Block(nodes=nodes, inputs=inputs, output=output, chain=chain)
-
-    def insert(self, block: Block, value: Value) -> Value:
-        """Add a block that is fed by ``value``; return the value of its output."""
-        before = len(self._nodes) - 1
-        if block.chain:  # as most blocks are
-            self._nodes += block.nodes
-            values = [value, *[(i,) for i in range(before + 1, len(self._nodes))]]
-            self._inputs += values[:-1]
-            return values[-1]
-
-        def placed(numbers: Value) -> Value:
-            if len(numbers) == 1:
-                return (before + numbers[0],) if numbers[0] else value
-            return union([(before + i,) if i else value for i in numbers])
-
-        self._nodes += block.nodes
-        self._inputs += [placed(numbers) for numbers in block.inputs]
-        return placed(block.output)
-
-    def finish(self, output: Value, *, num_classes: int, kept: Sequence[tuple[str, str]] = ()) -> ArchitectureGraph:
-        """Drop what does not reach ``output`` (a single node) and return the graph."""
-        nodes, inputs = self._nodes, self._inputs
-        if len({*itertools.chain(output, *inputs)}) < len(nodes):  # something is read by nothing
-            nodes, inputs = self._living(output)
-        return ArchitectureGraph(
-            nodes=tuple(nodes),
-            edges=tuple([(u, v) for v, before in enumerate(inputs) for u in before]),
-            num_classes=num_classes,
-            kept=tuple(kept),
-        )
-
-    def _living(self, output: Value) -> tuple[list[Node], list[Value]]:
-        """Return the nodes that reach ``output``, and what feeds them."""
-        alive = [False] * len(self._nodes)
-        for i in output:
-            alive[i] = True
-        for i in reversed(range(len(alive))):
-            if alive[i]:
-                for u in self._inputs[i]:
-                    alive[u] = True
-        living = list(itertools.compress(range(len(alive)), alive))
-        number = dict(zip(living, range(len(living)), strict=True))
-        return [self._nodes[i] for i in living], [tuple([number[u] for u in self._inputs[i]]) for i in living]

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ghn.errors import InputError
 from ghn.hypernet import GHN
 from ghn.prediction import Coverage, coverage, predict
-from ghn.tracing import trace
+from ghn.tracing.trace import trace
 
 USUAL_IMAGE_SIZES = (224, 32, 64, 96, 128, 160, 192, 256, 288, 299, 384)
 

@@ -1,7 +1,10 @@
 """One meta-training step: images through several predicted networks, gradients back into the hypernetwork.
 
-Source: paper, eq. 1 (the meta-objective) and section 3.1 (meta-batches). The step knows no engine: ``hypernet`` may be a
-:class:`~ghn.hypernet.GHN` or anything that wraps one and returns its predictions.
+Source: paper, eq. 1 (the meta-objective) and section 3.1 (meta-batches). Networks run one after another and their
+activations are freed at once; the gradients with respect to the predicted parameters then go through the hypernetwork
+together. A network with a non-finite loss or gradient, or one that raises (out of memory, above all), takes no part and is
+named. The step knows no engine: ``hypernet`` may be a :class:`~ghn.hypernet.GHN` or anything that wraps one and returns its
+predictions.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghn.architecture import Architecture
-from ghn.errors import TrainingError
+from ghn.errors import StopRequestedError, first_line
 from ghn.graph import ArchitectureGraph
 
 Predictor = Callable[[Sequence[ArchitectureGraph]], list[dict[str, Tensor]]]
@@ -24,10 +27,6 @@ Images = tuple[Tensor, Tensor] | Callable[[], tuple[Tensor, Tensor]]
 """Images (N, 3, S, S) and class numbers (N,), or what gives them when they are needed."""
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
-
-
-class StopRequestedError(TrainingError):
-    """Somebody asked to stop in the middle of a step."""
 
 
 class Skipped(NamedTuple):
@@ -94,10 +93,6 @@ def meta_step(
 ) -> MetaStep:
     """Predict, run and differentiate each network of the meta-batch.
 
-    Networks run one after another and their activations are freed at once; the gradients with respect to the predicted
-    parameters then go through the hypernetwork together. A network with a non-finite loss or gradient, or one that raises
-    (out of memory, above all), takes no part and is named.
-
     Args:
         hypernet: graphs -> predicted parameters.
         architectures: this process's share of the meta-batch (one or more).
@@ -109,6 +104,9 @@ def meta_step(
         seeds: random seed of each network's dropout; ``None`` goes on with torch's generator.
         autocast: type in which the networks (not the hypernetwork) compute, e.g. ``torch.bfloat16``.
         should_stop: asked before each network.
+
+    Returns:
+        Loss, what each network gave, and the networks that were skipped; ``loss.backward()`` is left to the caller.
 
     Raises:
         StopRequestedError: if ``should_stop`` said so.
@@ -128,24 +126,29 @@ def meta_step(
         try:
             result = _run(architecture, prediction, images, weight, label_smoothing, network_clip, autocast)
         except Exception as error:
-            result = describe(error)
+            result = failure_of(error)
         network_seconds += time.perf_counter() - started
         if isinstance(result, str):
             skipped.append(Skipped(i, architecture.label, result))
         else:
             results.append(result)
-    pairs = [pair for result in results for pair in result.gradients]
-    loss = None
-    if pairs:
-        total = pairs[0][0].new_tensor(weight * sum(result.loss for result in results))
-        loss = _Attach.apply(total, [gradient for _, gradient in pairs], *(tensor for tensor, _ in pairs))
     return MetaStep(
-        loss=loss,
+        loss=_weighted_sum(results, weight),
         losses=tuple(result.loss for result in results),
         accuracies=tuple(result.accuracy for result in results),
         skipped=tuple(skipped),
         network_seconds=network_seconds,
     )
+
+
+def _weighted_sum(results: Sequence[_Result], weight: float) -> Tensor | None:
+    """Return the networks' losses as one scalar from which the gradients go on into the hypernetwork."""
+    pairs = [pair for result in results for pair in result.gradients]
+    if not pairs:
+        return None
+    total = pairs[0][0].new_tensor(weight * sum(result.loss for result in results))
+    attached: Tensor = _Attach.apply(total, [gradient for _, gradient in pairs], *(tensor for tensor, _ in pairs))
+    return attached
 
 
 def _run(
@@ -176,10 +179,9 @@ def _run(
     return _Result(loss.item(), (logits.argmax(dim=1) == labels_N).float().mean().item(), used)
 
 
-def describe(error: Exception) -> str:
+def failure_of(error: Exception) -> str:
     """Return an error in one line, for the list of skipped networks."""
-    first = (str(error).splitlines() or [""])[0]
-    text = str(error).lower()
+    first, text = first_line(error), str(error).lower()
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in text for sign in _OUT_OF_MEMORY):
         return f"out of memory: {first}"
     return f"{type(error).__name__}: {first}"

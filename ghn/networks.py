@@ -7,15 +7,30 @@ statistics (paper, section 4.1). All convolutions are bias-free; all linear laye
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ghn.layout import CellLayout, Layout, OpLayout
 
 MSA_HEADS = 8
 DROPOUT = 0.5
+
+
+class NoInitialization(TorchFunctionMode):
+    """Skip random initialization, which costs much and does nothing on the meta device."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _conv(
@@ -48,7 +63,7 @@ class _Op(nn.Module):
         return self.op(x_NCHW)
 
 
-class FactorizedReduce(nn.Module):
+class _FactorizedReduce(nn.Module):
     """Halve the map with two interleaved 1x1 convolutions; an odd map is padded with one row and column of zeros."""
 
     def __init__(self, c_in: int, c_out: int, norm: str | None) -> None:
@@ -71,7 +86,7 @@ class Slice(nn.Module):
         return x_NCHW[:, :, ::2, ::2]
 
 
-class FeedForward(nn.Module):
+class _FeedForward(nn.Module):
     """Two linear layers with an exact GELU between (names ``net.0`` and ``net.3``)."""
 
     def __init__(self, channels: int) -> None:
@@ -84,7 +99,7 @@ class FeedForward(nn.Module):
         return self.net(x_NTC)
 
 
-class MultiHeadSelfAttention(nn.Module):
+class _MultiHeadSelfAttention(nn.Module):
     """A transformer block on the flattened map: pre-norm attention with 8 heads, then a feed-forward layer.
 
     Networks with attention never reduce the map, so it has no stride.
@@ -96,7 +111,7 @@ class MultiHeadSelfAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(channels, channels), nn.Identity())
         self.ln1 = nn.LayerNorm(channels)
         self.ln2 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
+        self.ff = _FeedForward(channels)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         n, c, h, w = x_NCHW.shape
@@ -130,9 +145,9 @@ def _build_op(op: OpLayout, channels: int, norm: str | None) -> nn.Module:
     if op.op == "avg_pool_3x3":
         return nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
     if op.op == "skip_connect":
-        return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, norm)
+        return nn.Identity() if stride == 1 else _FactorizedReduce(channels, channels, norm)
     if op.op == "msa":
-        return MultiHeadSelfAttention(channels)
+        return _MultiHeadSelfAttention(channels)
     if op.op == "cse":
         return ChannelSqueezeExcitation(channels, stride)
     if op.op == "conv_7x1_1x7":
@@ -167,7 +182,7 @@ class Cell(nn.Module):
             if kind == "conv":
                 self.add_module(name, _Op(nn.ReLU(), _conv(c_in, cell.C, 1), _norm(cell.C, norm)))
             elif kind == "factorized_reduce":
-                self.add_module(name, FactorizedReduce(c_in, cell.C, norm))
+                self.add_module(name, _FactorizedReduce(c_in, cell.C, norm))
             elif kind is not None:
                 self.add_module(name, Slice() if kind == "slice" else nn.Identity())
         self._ops = nn.ModuleDict({str(op.number): _build_op(op, cell.C, norm) for op in cell.ops})
@@ -191,7 +206,7 @@ class Cell(nn.Module):
         return torch.cat([part for part in parts if part is not None], dim=1)
 
 
-class PositionalEncoding(nn.Module):
+class _PositionalEncoding(nn.Module):
     """A learned map that is added to the stem's output."""
 
     def __init__(self, channels: int, size: int) -> None:
@@ -217,7 +232,7 @@ class Network(nn.Module):
         if net.stem == "vit":
             patch, padding = (16, 0) if spec.large_images else (3, 1)
             self.stem0: nn.Module = nn.Conv2d(3, spec.C, patch, stride=patch, padding=padding, bias=False)
-            self.pos_enc = PositionalEncoding(spec.C, net.pos_enc_size)
+            self.pos_enc = _PositionalEncoding(spec.C, net.pos_enc_size)
         elif net.stem == "double":
             stride = 2 if spec.large_images else 1
             self.stem0 = nn.Sequential(

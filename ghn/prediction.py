@@ -51,7 +51,7 @@ def predict(
     hypernet: GHN,
     graph: ArchitectureGraph,
     *,
-    allow_default: bool | Sequence[str] = False,
+    allow_default: bool | str | Sequence[str] = False,
     allow_other_classes: bool = False,
 ) -> dict[str, Tensor]:
     """Predict all parameters of one network (paper, eq. 2); the same graph gives the same values each time.
@@ -60,7 +60,7 @@ def predict(
         hypernet: the hypernetwork; gradients flow into its weights unless called under ``torch.no_grad()``.
         graph: from ``Architecture.graph`` or :func:`ghn.trace`.
         allow_default: which trainable parameters may stay unpredicted (they keep their own values): none, all (``True``),
-            or those that match one of the given names or patterns such as ``"aux*"``.
+            or those that match a name or pattern such as ``"aux*"``, or one of several.
         allow_other_classes: predict a classifier of another width than the hypernetwork's as an ordinary layer.
 
     Returns:
@@ -71,7 +71,9 @@ def predict(
             of classes if they differ.
 
     """
-    patterns = ["*"] if allow_default is True else list(allow_default or ())
+    patterns = (
+        ["*"] if allow_default is True else [allow_default] if isinstance(allow_default, str) else allow_default or ()
+    )
     allowed = [re.compile(fnmatch.translate(pattern)).match for pattern in patterns]
     refused = [(name, why) for name, why in graph.kept if not any(match(name) for match in allowed)]
     if refused:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ghn.compat import import_torchvision
 from ghn.errors import InputError
 
 
@@ -17,10 +18,10 @@ def adjust_for_small_images(module: nn.Module) -> nn.Module:
 
     Raises:
         InputError: for a model of another family; the message lists those that are known.
+        EnvironmentSetupError: without torchvision.
 
     """
-    from torchvision import models
-
+    models = import_torchvision().models
     families: dict[type, Any] = {
         models.ResNet: _resnet,
         models.DenseNet: _densenet,

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import click
 
-from pipelines.commands import demo, evaluation, models, shard, training
+from pipelines.commands import data, evaluation, local, prediction, training
 from pipelines.process import tune_process
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Data": (data.shard,),
+    "Training": (training.train, training.calibrate, training.register),
+    "Evaluation": (
+        *(evaluation.evaluate, evaluation.report),
+        *(evaluation.promote, evaluation.rollback, evaluation.alert),
+    ),
+    "Prediction": (prediction.predict, prediction.serve, prediction.convert_checkpoint),
+    "Everything on this machine": (local.demo, local.airflow, local.s3),
+}
+"""The commands as `ghn --help` lists them, in the order in which one needs them."""
 
-@click.group(context_settings=_CONTEXT)
+
+class _Contents(click.Group):
+    """A group whose help lists its commands by section."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(str(command.name), command.get_short_help_str()) for command in commands])
+
+
+@click.group(cls=_Contents, context_settings=_CONTEXT)
 @click.version_option(package_name="ghn")
 @click.option("--s3-endpoint", envvar="AWS_ENDPOINT_URL", help="Address of the S3 server (default: AWS).")
 @click.option("--s3-region", envvar="AWS_DEFAULT_REGION", help="Region of the buckets.")
@@ -29,7 +51,7 @@ def cli(
     cache: str | None,
     cache_gib: float | None,
 ) -> None:
-    """Predict neural network parameters with Graph HyperNetworks: shard, meta-train, register, evaluate, predict.
+    """Predict neural network parameters with Graph HyperNetworks, and meta-train what predicts them.
 
     Credentials for S3 are found as AWS's own tools find them (variables, files, roles).
     """
@@ -43,29 +65,14 @@ def cli(
     os.environ.update({name: str(value) for name, value in given.items() if value})  # for processes started here, too
     tune_process()
     if os.environ.get("GHN_S3") and context.invoked_subcommand != "s3":
-        from pipelines import embedded_s3
+        from pipelines.local import embedded_s3
 
         embedded_s3.use_configured()
 
 
-for command in (
-    shard.shard,
-    training.train,
-    training.calibrate,
-    models.register,
-    evaluation.evaluate,
-    evaluation.alert,
-    models.promote,
-    models.rollback,
-    evaluation.report,
-    models.convert_checkpoint,
-    models.predict,
-    models.serve,
-    demo.demo,
-    demo.airflow,
-    demo.s3,
-):
-    cli.add_command(command)
+for commands in SECTIONS.values():
+    for command in commands:
+        cli.add_command(command)
 
 
 def main() -> None:
@@ -80,12 +87,21 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:
-        from ghn.errors import GHNError
+        from ghn.errors import EnvironmentSetupError, GHNError
 
+        if isinstance(error, OSError) and error.filename and not isinstance(error, GHNError):
+            _fail(f"{error.filename}: {error.strerror}", EnvironmentSetupError.exit_code)
+        if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] not in ("ghn", "pipelines"):
+            message = f"this command needs {error.name}, which is not installed: pip install 'ghn[train]'"
+            _fail(message, EnvironmentSetupError.exit_code)
         if not isinstance(error, GHNError):
             raise
-        click.echo(f"ghn: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    click.echo(f"ghn: {message}", err=True)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ import numpy as np
 
 from ghn import compiled
 from ghn.errors import DataError
-from pipelines.sources.check import fit
-from pipelines.sources.folders import EXTENSIONS
+from pipelines.recipe import ImageSettings
+from pipelines.sources.images import EXTENSIONS, fit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_PIXELS = "__pixels__"
 _CHUNK = 1 << 18  # values that are placed at once: they stay in a core's cache
 
 Augmentation = Literal["none", "shift", "crop_flip", "imagenet"]
@@ -122,6 +123,21 @@ def to_batch(
         place(pixels, shifts[part], mirrored[part], scale, offset, images[part])
     labels = torch.tensor([label for _, label in decoded])
     return torch.from_numpy(images).view(n, size, size, 3).permute(0, 3, 1, 2), labels
+
+
+def training_batch(
+    samples: Sequence[dict[str, Any]], settings: ImageSettings, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return samples as augmented images (N, 3, S, S) and class numbers (N,), as a recipe's ``images`` says."""
+    decoded = []
+    for sample in samples:
+        if settings.augment == "imagenet":
+            decoded.append(decode_augmented(sample, settings.size, rng))
+            continue
+        if _PIXELS not in sample:  # the reader keeps the samples of a small shard set
+            sample[_PIXELS] = decode(sample, settings.size)
+        decoded.append(sample[_PIXELS])
+    return to_batch(decoded, settings.mean, settings.std, augmentation=settings.augment, rng=rng)
 
 
 def _draw(n: int, size: int, kind: Augmentation, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

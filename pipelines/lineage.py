@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ghn.graph import GRAPH_REVISION
-from pipelines.settings import Recipe
+from pipelines.recipe import Recipe
 
 COMMIT_VARIABLE = "GHN_GIT_COMMIT"
 IMAGE_VARIABLE = "GHN_IMAGE_DIGEST"

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.airflow_server import read_state
-from pipelines.ports import free_port
+from pipelines.local.airflow_server import read_state
+from pipelines.local.ports import free_port
 from tests.distributed.jobs import GHN_COMMAND
 
 _FINAL = ("success", "failed")

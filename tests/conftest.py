@@ -49,7 +49,7 @@ def _no_ambient_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A real S3 server on loopback; gives an address in its bucket."""
-    from pipelines import embedded_s3
+    from pipelines.local import embedded_s3
 
     with embedded_s3.running(tmp_path / "s3") as client:
         for name, value in client.items():

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines import embedded_s3
-from pipelines.ports import free_port
+from pipelines.local import embedded_s3
+from pipelines.local.ports import free_port
 
 SERVERS = ("rclone", "moto")
 

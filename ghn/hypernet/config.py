@@ -24,6 +24,9 @@ class GHNConfig:
         ve: virtual edges (section 3.2).
         layernorm: layer normalization behind the graph network.
 
+    Raises:
+        InputError: naming the field that is of another type or out of range.
+
     """
 
     num_classes: int = 10
@@ -36,6 +39,12 @@ class GHNConfig:
     layernorm: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("num_classes", "hid"):
+            if type(getattr(self, name)) is not int:
+                raise InputError(f"{name}={getattr(self, name)!r}: give a whole number")
+        for name in ("weight_norm", "ve", "layernorm"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"{name}={getattr(self, name)!r}: give true or false")
         if self.hid < 4 or self.hid % 4:
             raise InputError(f"hid={self.hid}: give a multiple of 4")
         if self.num_classes < 2:
@@ -52,10 +61,17 @@ class GHNConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GHNConfig:
         """Read :meth:`to_json` data or an official checkpoint's ``config``; unknown keys are an :class:`InputError`."""
+        if not isinstance(data, Mapping):
+            raise InputError(f"hypernetwork configuration must be a JSON object, not {type(data).__name__}")
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - known):
             raise InputError(f"hypernetwork configuration has unknown keys: {', '.join(unknown)}")
-        try:
-            return cls(**{**data, "max_shape": tuple(int(size) for size in data.get("max_shape", (64, 64, 11, 11)))})
-        except TypeError as error:
-            raise InputError(f"hypernetwork configuration is malformed: {error}") from error
+        values = dict(data)
+        if "max_shape" in values:
+            try:
+                values["max_shape"] = tuple(int(size) for size in values["max_shape"])
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"max_shape={values['max_shape']!r}: give (out, in, k, k) with positive sizes"
+                ) from error
+        return cls(**values)

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ghn.graph import PRIMITIVES
-
 _MOST_KNOWN = 65_536
 
 
@@ -95,8 +93,3 @@ class ShapeEncoder(nn.Module):
         channels = self.embed_channel(shapes_N4[:, :2]).flatten(1)
         spatial = self.embed_spatial(shapes_N4[:, 2:]).flatten(1)
         return torch.cat([channels, spatial], dim=1)
-
-
-def primitive_embedding(hid: int) -> nn.Embedding:
-    """Return the table with one row per primitive."""
-    return nn.Embedding(len(PRIMITIVES), hid)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn.errors import InputError
-from ghn.graph import ArchitectureGraph, Parameter
+from ghn.graph import PRIMITIVES, ArchitectureGraph, Parameter
 from ghn.hypernet.batch import GraphBatch
 from ghn.hypernet.config import GHNConfig
 from ghn.hypernet.decoders import ConvDecoder, VectorDecoder, WeightSlot, tile
@@ -22,7 +22,6 @@ from ghn.hypernet.embedding import (
     canonical_shape,
     is_token_map,
     is_vector,
-    primitive_embedding,
 )
 from ghn.hypernet.gnn import MLP, GatedGNN
 from ghn.hypernet.normalization import normalize_bias, normalize_norm_weight, weight_scale
@@ -54,7 +53,7 @@ class GHN(nn.Module):
         super().__init__()
         self.config = config = config or GHNConfig()
         self.table = ShapeTable(config.num_classes, config.max_shape[2])
-        self.embed = primitive_embedding(config.hid)
+        self.embed = nn.Embedding(len(PRIMITIVES), config.hid)
         self.shape_enc = ShapeEncoder(self.table, config.hid)
         if config.hypernet == "mlp":
             self.gnn: GatedGNN | MLP = MLP(config.hid, config.hid)

@@ -183,8 +183,3 @@ def tensors(data: Any) -> Iterator[Tensor]:
     elif isinstance(data, (list, tuple)):
         for item in data:
             yield from tensors(item)
-
-
-def without_dimensions_of_one(tensor: Tensor) -> tuple[int, ...]:
-    """Return the sizes that are not 1."""
-    return tuple(size for size in tensor.shape if size != 1)

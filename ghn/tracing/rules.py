@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ghn.graph import Node
-from ghn.tracing.recorder import Call, Nodes, Recorder, Rule, tensors, without_dimensions_of_one
+from ghn.tracing.recorder import Call, Nodes, Recorder, Rule, tensors
 
 
 def _linear(recorder: Recorder, call: Call) -> Nodes:
@@ -57,29 +57,31 @@ def _pool(primitive: str) -> Rule:
         kernel = call.get(1, "kernel_size")
         sizes = tuple(kernel) if isinstance(kernel, (tuple, list)) else (kernel, kernel)
         kh, kw = (sizes * 2)[-2:]
-        return recorder.record(Node(primitive=primitive, shape=(1, 1, int(kh), int(kw))), recorder.nodes(call.args[0]))
+        return recorder.record(
+            Node(primitive=primitive, shape=(1, 1, int(kh), int(kw))), recorder.nodes(call.get(0, "input"))
+        )
 
     return rule
 
 
 def _global_pool(recorder: Recorder, call: Call) -> Nodes:
-    return recorder.record(Node(primitive="glob_avg"), recorder.nodes(call.args[0]))
+    return recorder.record(Node(primitive="glob_avg"), recorder.nodes(call.get(0, "input")))
 
 
 def _mean(recorder: Recorder, call: Call) -> Nodes | None:
     """A mean over all positions of a map (NCHW or NHWC), of a sequence (NTC) or of a signal (NCL)."""
-    x, dims = call.args[0], call.get(1, "dim", ())
+    x, dims = call.get(0, "input"), call.get(1, "dim", ())
     dims = {dim % x.ndim for dim in ((dims,) if isinstance(dims, int) else dims or ())}
     positions = ({2, 3}, {1, 2}) if x.ndim == 4 else (({1}, {2}) if x.ndim == 3 else ({2, 3, 4},))
     return _global_pool(recorder, call) if dims in positions else None
 
 
 def _is_vector(tensor: Tensor) -> bool:
-    return len(without_dimensions_of_one(tensor)) <= 1
+    return sum(size != 1 for size in tensor.shape) <= 1
 
 
 def _operands(call: Call) -> tuple[Any, Any]:
-    return call.args[0], call.get(1, "other")
+    return call.get(0, "input"), call.get(1, "other")
 
 
 def _add(recorder: Recorder, call: Call) -> Nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ghn.errors import InputError
-from ghn.graph import ArchitectureGraph, GraphBuilder, Node, Parameter, ParameterRole, Value, union
+from ghn.graph import ArchitectureGraph, Node, ParameterRole
+from ghn.graph_builder import GraphBuilder, Value, union
 from ghn.tracing.recorder import NOTHING, Nodes, Origin, Recorder, tensors, to_meta
 from ghn.tracing.rules import IGNORES, RULES
 
@@ -116,10 +118,14 @@ class _Finish:
         self.unknown = recorder.unknown
         self.predictable = recorder.shapes.keys()
         self.values = [recorder.nodes(output) for output in outputs]
-        self.num_classes = int(outputs[0].shape[1] if outputs[0].ndim in (2, 4) else outputs[0].shape[-1])
         self.out: Nodes = NOTHING.union(*self.values)
-        if outputs[0].ndim == 0 or not self.reaches_input(self.out):
+        if not self.reaches_input(self.out):
             raise InputError(f"the output of {label} does not depend on its input")
+        if outputs[0].ndim == 0:
+            raise InputError(
+                f"the output of {label} is a single number; trace needs a dimension of classes or channels"
+            )
+        self.num_classes = int(outputs[0].shape[1] if outputs[0].ndim in (2, 4) else outputs[0].shape[-1])
 
     def graph(self, trainable: set[str]) -> ArchitectureGraph:
         self.mark_classifiers()
@@ -139,7 +145,7 @@ class _Finish:
         built = graph.finish(last, num_classes=self.num_classes)
         covered = {parameter.name for parameter in built.parameters}
         kept = tuple((name, self.reason(name)) for name in sorted(trainable - covered))
-        result = ArchitectureGraph(nodes=built.nodes, edges=built.edges, num_classes=built.num_classes, kept=kept)
+        result = dataclasses.replace(built, kept=kept)
         result.validate()
         return result
 
@@ -184,5 +190,4 @@ class _Finish:
 
 
 def _with_role(node: Node, role: ParameterRole) -> Node:
-    parameters = tuple(Parameter(name=p.name, shape=p.shape, role=role) for p in node.parameters)
-    return Node(primitive=node.primitive, shape=node.shape, parameters=parameters)
+    return node._replace(parameters=tuple(parameter._replace(role=role) for parameter in node.parameters))

@@ -11,7 +11,19 @@ import click
 NOTHING_TO_DO = 99
 """Exit code of a command that found nothing to do; Airflow's tasks are skipped then."""
 
-PATH = click.Path(path_type=Path)
+
+class _LocalPath(click.Path):
+    """A path on this machine; an address of an object store is refused instead of becoming a folder ``s3:``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(f"{value} is not on this machine; give a path", param, ctx)
+        if not str(value).strip():
+            self.fail("give a path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _LocalPath(path_type=Path)
 TRACKING = click.option(
     "--tracking-uri",
     envvar="MLFLOW_TRACKING_URI",
@@ -19,6 +31,14 @@ TRACKING = click.option(
     show_default=True,
     help="MLflow's tracking and registry store.",
 )
+
+
+class Ordered(click.Group):
+    """A group that lists its commands as they are defined."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands in order."""
+        return list(self.commands)
 
 
 def example(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -29,11 +49,3 @@ def example(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return function
 
     return decorate
-
-
-def print_manifests(out: str, manifests: dict[str, Any]) -> None:
-    """Say what shard sets hold."""
-    from pipelines.shards.inspect import describe
-
-    for split, manifest in manifests.items():
-        click.echo(f"{out}/{split}: {describe(manifest)}")

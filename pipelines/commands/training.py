@@ -1,4 +1,4 @@
-"""Meta-training and its plan, and what networks cost."""
+"""Meta-training and its plan, what networks cost, and the registration of what came out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from pipelines.commands.options import PATH, example
+from pipelines.commands.options import PATH, TRACKING, example
 
 
-@click.command()
+@click.command(short_help="Meta-train; the same command again resumes")
 @click.option("--recipe", default="embedded", show_default=True, help="A recipe's name, or a TOML file.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override; may be repeated.")
 @click.option("--images", help="Root of the image shards: --set images.url=...")
@@ -44,7 +44,7 @@ def train(
     plan: bool,
 ) -> None:
     """Meta-train a hypernetwork; the same command again resumes after a stop or a kill."""
-    from pipelines.settings import load_recipe
+    from pipelines.recipe import load_recipe
     from pipelines.training.launch import train as train_job
 
     roots = {"images.url": images, "architectures.url": deepnets}
@@ -66,7 +66,7 @@ def train(
     train_job(resolved, run, store=store, stop_after=stop_after)
 
 
-@click.command()
+@click.command(short_help="Measure what networks cost on this machine")
 @click.option("--out", type=PATH, required=True, help="JSON file, for a recipe's training.cost_model.")
 @click.option("--networks", type=click.IntRange(min=1), default=256, show_default=True, help="Networks to measure.")
 @click.option("--images", type=click.IntRange(min=2), default=32, show_default=True, help="Images of a batch.")
@@ -80,3 +80,20 @@ def calibrate(out: Path, **options: Any) -> None:
     for name, value in calibrate_job(out, **options).items():
         click.echo(f"{name.replace('_', ' '):32s} {value:g}")
     click.echo(f"cost model: {out}")
+
+
+@click.command(short_help="Register a finished run in MLflow")
+@click.option("--run", type=PATH, required=True, help="Folder of a finished `ghn train`.")
+@click.option("--name", required=True, help="Registered model, e.g. ghn2-digits.")
+@click.option("--alias", default="candidate", show_default=True, help="Moved to the new version.")
+@click.option("--experiment", default="ghn", show_default=True, help="MLflow experiment.")
+@click.option("--artifacts", help="Artifact root of a new experiment, e.g. s3://ghn/mlflow.")
+@click.option("--average", is_flag=True, help="The averaged weights of a run with training.ema.")
+@TRACKING
+@example("ghn register --run runs/train --name ghn2-digits --artifacts s3://ghn/mlflow")
+def register(run: Path, **options: Any) -> None:
+    """Log a finished run to MLflow and register its model."""
+    from pipelines.training.register import register as register_job
+
+    result = register_job(run, **options)
+    click.echo(f"registered {result['name']} version {result['version']} as {result['model_uri']}")

@@ -5,17 +5,11 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from ghn.errors import GHNError
+from ghn.errors import AlertError, GHNError
 from pipelines.evaluation.comparison import compare
 from pipelines.evaluation.stored import EVALUATED_AT_TAG, stored_evaluation
 from pipelines.progress import emit
 from pipelines.registry import CANDIDATE, CHAMPION, find_version, open_registry
-
-
-class AlertError(GHNError):
-    """An evaluation got worse or old: look at the numbers in the message."""
-
-    exit_code = 7
 
 
 def alert(name: str, *, tracking_uri: str, max_age_hours: float) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ghn.errors import DataError, InputError
 from ghn.evaluation import PREDICTED, RANDOM, Metric
 
+SCHEMA_VERSION: Literal[2] = 2
 CHOOSING_SPLIT = "val"
 _RESAMPLED = 10_000
 _CONFIDENCE = 0.95

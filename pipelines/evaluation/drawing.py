@@ -1,7 +1,9 @@
-"""Pictures of an evaluation: means and distributions by split, accuracy against size, and what SGD would have needed."""
+"""Pictures of a report: the training curve, means and distributions by split, accuracy against size, and SGD beside them."""
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,3 +131,40 @@ def draw_sgd(splits: Mapping[str, Mapping[str, Any]], metric: str) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return to_svg(figure)
+
+
+def draw_curve(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draw meta-training loss and accuracy over steps, smoothed, with a line at each resume."""
+    figure = Figure(figsize=(8, 2.8))
+    left = figure.subplots()
+    right = left.twinx()
+    steps = np.array([row["step"] for row in rows])
+    for axes, key, factor, colour, label in (
+        (left, "loss", 1.0, "#b91c1c", "loss (cross-entropy)"),
+        (right, "accuracy", 100.0, PREDICTED_COLOUR, "training accuracy, %"),
+    ):
+        values = factor * np.array([row[key] for row in rows], dtype=float)
+        smooth = _smooth(values)
+        axes.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
+        axes.plot(steps, smooth, color=colour, linewidth=1.6)
+        if not np.isnan(smooth).all():
+            low, high = np.nanmin(smooth), np.nanmax(smooth)
+            margin = 0.5 * (high - low) + 0.01 * abs(high) + 1e-3
+            axes.set_ylim(low - margin, high + margin)
+        axes.set_ylabel(label, color=colour)
+        axes.spines[["top"]].set_visible(False)
+    for before, after in itertools.pairwise(rows):
+        if before["session"] != after["session"]:
+            left.axvline(after["step"], color="#111827", linestyle="--", linewidth=0.8)
+            left.annotate("resumed", (after["step"], left.get_ylim()[1]), fontsize=8, ha="left", va="top")
+    left.set_xlabel("meta-training step")
+    return to_svg(figure)
+
+
+def _smooth(values: np.ndarray, window: int = 25) -> np.ndarray:
+    """Centred running median that leaves gaps out: one network's loss may be a thousand times the others'."""
+    half = min(window, len(values)) // 2
+    padded = np.pad(values, half, constant_values=np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of windows with nothing but gaps
+        return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)

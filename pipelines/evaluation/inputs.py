@@ -15,14 +15,13 @@ from ghn.architecture import Architecture, predefined_architectures
 from ghn.deepnets import read_deepnets
 from ghn.errors import InputError
 from ghn.space import SPLITS
-from pipelines.image_batch import decode, to_batch
-from pipelines.settings import ImageSettings
+from pipelines.image_batch import decode, to_batch, training_batch
+from pipelines.recipe import ImageSettings
+from pipelines.shards.architectures import read_architectures
 from pipelines.shards.manifest import read_manifest
 from pipelines.shards.reader import open_reader
 from pipelines.storage import open_store
-from pipelines.training.data import read_architectures, training_batch
 
-DEFAULT_SPLITS = ("val", "test", "wide", "deep", "dense", "bnfree", "predefined")
 _BATCH = 64
 _PREDEFINED = "predefined"
 
@@ -36,7 +35,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestImages:
+class EvaluatedImages:
     """Decoded images in a file that processes map into their memory, so that they share it.
 
     It is iterated over as batches (images (64, 3, S, S), class numbers (64,)), again and again.
@@ -76,7 +75,7 @@ def open_splits(
     found = {}
     for split in splits:
         architectures: Sequence[Architecture]
-        if not deepnets.endswith((".hdf5", ".h5")):
+        if not is_official(deepnets):
             architectures = read_architectures(deepnets, split)
             digest = manifest_digest(deepnets, split)
         elif split == _PREDEFINED:
@@ -92,9 +91,14 @@ def open_splits(
     return found
 
 
+def is_official(deepnets: str) -> bool:
+    """Whether an address is that of an official file, not of shard sets."""
+    return deepnets.endswith((".hdf5", ".h5"))
+
+
 def read_test_images(
     url: str, split: str, settings: ImageSettings, folder: Path, limit: int | None = None
-) -> TestImages:
+) -> EvaluatedImages:
     """Decode one split's images, the first ``limit`` in stored (shuffled) order, into a file below ``folder``."""
     reader = open_reader(url, split, "images")
     count = min(limit or reader.manifest.samples, reader.manifest.samples)
@@ -104,7 +108,7 @@ def read_test_images(
     for i, sample in zip(range(count), reader.in_order(), strict=False):
         pixels[i], labels[i] = decode(sample, size, settings.evaluated_side)
     pixels.flush()
-    return TestImages(file=file, labels=labels, settings=settings)
+    return EvaluatedImages(file=file, labels=labels, settings=settings)
 
 
 def training_images(url: str, settings: ImageSettings, *, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -121,7 +125,7 @@ def manifest_digest(root: str, split: str) -> str:
     return read_manifest(open_store(f"{root}/{split}")).digest()
 
 
-def describe_images(url: str, split: str, images: TestImages) -> dict[str, Any]:
+def describe_images(url: str, split: str, images: EvaluatedImages) -> dict[str, Any]:
     """Return what an evaluation says about its images."""
     manifest = read_manifest(open_store(f"{url}/{split}"))
     return {

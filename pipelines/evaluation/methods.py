@@ -16,8 +16,8 @@ from ghn.errors import InputError
 from ghn.evaluation import PREDICTED, RANDOM
 from ghn.graph import GRAPH_REVISION
 from ghn.sgd import SGDSettings, step_grid
+from pipelines.recipe import ImageSettings
 from pipelines.registry import Model, fetch_model
-from pipelines.settings import ImageSettings
 
 SGD = "sgd"
 _REVISION = 1  # of how a score is measured: another one makes older results invalid

@@ -13,22 +13,39 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from ghn.errors import EnvironmentSetupError, GHNError
-from ghn.evaluation import Score, describe, score_predicted, score_random
+import torch
+
+from ghn.checkpoint import load_checkpoint
+from ghn.errors import EnvironmentSetupError, GHNError, first_line
+from ghn.evaluation import Score, network_facts, score_predicted, score_random
 from ghn.sgd import SGDSettings, sgd_scores
-from pipelines.evaluation.inputs import Split, TestImages, training_images
+from pipelines.evaluation.inputs import EvaluatedImages, Split, training_images
 from pipelines.evaluation.methods import Method
-from pipelines.process import die_with, tune_process
-from pipelines.settings import ImageSettings
+from pipelines.process import die_with
+from pipelines.recipe import ImageSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What every process needs."""
+    """What every process needs.
+
+    Attributes:
+        methods: by name.
+        splits: the networks, by split.
+        images: that they are scored on.
+        described: what an evaluation says about those.
+        num_classes: that the model predicts for.
+        training: root of the shard set for SGD.
+        training_settings: how its images are prepared.
+        seed: of random initializations and SGD.
+
+    """
 
     methods: Mapping[str, Method]
     splits: Mapping[str, Split]
-    images: TestImages
+    images: EvaluatedImages
+    described: Mapping[str, Any]
+    num_classes: int
     training: str
     training_settings: ImageSettings
     seed: int
@@ -112,11 +129,8 @@ def _work(connection: Connection, setup: Setup, parent: int) -> None:
     """Do jobs until no more come; errors in the input are sent as results."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     die_with(parent)
-    tune_process()
-    import torch
-
     torch.set_num_threads(1)
-    load = functools.cache(_load)
+    load = functools.cache(load_checkpoint)
     while True:
         try:
             job = connection.recv()
@@ -144,17 +158,11 @@ def _score(job: Job, setup: Setup, load: Callable[[Any], Any]) -> dict[str, Any]
             batches = training_images(setup.training, setup.training_settings, batch=batch, seed=setup.seed)
             scores = sgd_scores(architecture, batches, setup.images, method.steps, seed=seed)
     except (RuntimeError, MemoryError) as error:
-        failure = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        failure = f"{type(error).__name__}: {first_line(error)}"[:200]
         scores = [Score(top1=0.0, top5=0.0, failure=failure)] * count
     return {
         "split": job.split,
         "index": architecture.index,
-        "facts": dataclasses.asdict(describe(architecture)),
+        "facts": dataclasses.asdict(network_facts(architecture)),
         "scores": [dataclasses.asdict(item) for item in scores],
     }
-
-
-def _load(checkpoint: Any) -> Any:
-    from ghn import load_checkpoint
-
-    return load_checkpoint(checkpoint)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ghn.errors import InputError
+from ghn.space import EVALUATED_SPLITS
 from pipelines.evaluation.comparison import Difference, Evaluation, compare, is_improvement
-from pipelines.evaluation.inputs import DEFAULT_SPLITS
 from pipelines.evaluation.stored import parse_evaluation, stored_evaluation
 from pipelines.progress import emit
 from pipelines.registry import CANDIDATE, CHAMPION, find_version, open_registry
@@ -25,7 +25,7 @@ def promote(
     tracking_uri: str,
     evaluation: Path | None = None,
     champion_evaluation: Path | None = None,
-    splits: Sequence[str] = DEFAULT_SPLITS,
+    splits: Sequence[str] = EVALUATED_SPLITS,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Make the candidate champion if it is better on ``val`` and worse on no other split, both beyond noise.

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ghn.draw import draw_graph
 from ghn.errors import DataError, InputError
 from ghn.evaluation import PREDICTED, RANDOM
+from pipelines.evaluation.comparison import SCHEMA_VERSION
+from pipelines.evaluation.inputs import open_splits
 from pipelines.evaluation.methods import SGD
 from pipelines.storage import LocalStore
-from pipelines.training.state import RECIPE_NAME, read_metrics
+from pipelines.training.run_folder import RECIPE_NAME, read_metrics
 
-SCHEMA_VERSION = 2
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #111827; }
 table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .9rem; text-align: right; }
@@ -114,13 +116,15 @@ def write_report(evaluation_file: Path, run: Path | None, out: Path) -> dict[str
                 f"{evaluation_file} is of schema {evaluation['schema_version']}; make it again with `ghn evaluate`"
             )
         rows(content)
-    except FileNotFoundError:
-        raise InputError(f"no evaluation at {evaluation_file}; make one with `ghn evaluate`") from None
+    except OSError as error:
+        raise InputError(
+            f"no evaluation at {evaluation_file} ({error.strerror}); make one with `ghn evaluate`"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{evaluation_file} is damaged: {error}; make it again with `ghn evaluate`") from error
     metrics = read_metrics(run) if run else []
-    if run and not metrics:
-        raise InputError(f"no metrics in {run}; give the folder of the `ghn train` behind the evaluation")
+    if run and not (metrics and (run / RECIPE_NAME).is_file()):
+        raise InputError(f"no metrics and recipe in {run}; give the folder of the `ghn train` behind the evaluation")
     if metrics:
         content["training"] = {
             "steps": metrics[-1]["step"],
@@ -155,8 +159,7 @@ def _page(content: Mapping[str, Any], metrics: list[dict[str, Any]], recipe: str
 
 def _figures(content: Mapping[str, Any], metrics: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield pictures with their captions."""
-    from pipelines.drawing import draw_curve, draw_graph
-    from pipelines.evaluation.drawing import draw_distribution, draw_sgd, draw_sizes, draw_splits
+    from pipelines.evaluation.drawing import draw_curve, draw_distribution, draw_sgd, draw_sizes, draw_splits
 
     metric = content["metric"]
     yield draw_splits(content), "Accuracy of networks that were never trained, by split."
@@ -173,15 +176,12 @@ def _figures(content: Mapping[str, Any], metrics: list[dict[str, Any]]) -> Itera
     if metrics:
         yield draw_curve(metrics), "Meta-training: every point is the mean over the networks of a step."
     chosen = [split for split in _DRAWN_SPLITS if split in content["splits"]] or list(content["splits"])[:2]
-    model = _first_networks(content["architectures"]["url"], chosen, content["images"])
-    for architecture in model:
+    for architecture in _first_networks(content["architectures"]["url"], chosen, content["images"]):
         svg = draw_graph(architecture.graph, architecture.label)
         yield svg, f"The computational graph of {architecture.label}, as the hypernetwork sees it."
 
 
 def _first_networks(url: str, splits: Sequence[str], images: Mapping[str, Any]) -> list[Any]:
-    from pipelines.evaluation.inputs import open_splits
-
     found = open_splits(url, splits, networks=1, num_classes=images["classes"], image_size=images["size"])
     return [split.architectures[0] for split in found.values()]
 

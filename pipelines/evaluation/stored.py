@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 from collections.abc import Mapping
@@ -10,8 +11,8 @@ from typing import Any
 
 from ghn.errors import GHNError, InputError
 from ghn.evaluation import PREDICTED
-from pipelines.evaluation.comparison import Evaluation, read_evaluation
-from pipelines.registry import Model, open_registry, registry_errors
+from pipelines.evaluation.comparison import Evaluation, compare, read_evaluation
+from pipelines.registry import CHAMPION, Model, find_version, open_registry, registry_errors
 
 EVALUATED_AT_TAG = "ghn.evaluated_at"
 
@@ -101,3 +102,37 @@ def parse_evaluation(text: str, place: str, version: Any) -> Evaluation:
             f"(run {version.run_id}); run `ghn evaluate` for that one"
         )
     return found
+
+
+def against_stored(model: Model, tracking_uri: str | None, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare with what is stored of the champion and of this version; say why where that can not be done."""
+    if model.name is None:
+        return {"champion": None, "previous": None}
+    with open_registry(tracking_uri) as client:
+        champion = find_version(client, model.name, CHAMPION)
+        this = client.get_model_version(model.name, str(model.version))
+        other = None if champion is None or champion.version == this.version else champion
+        previous = this if EVALUATED_AT_TAG in this.tags else None
+        return {
+            "champion": other and _against(client, other, evaluation),
+            "previous": previous and _against_itself(client, previous, evaluation),
+        }
+
+
+def _against_itself(client: Any, version: Any, evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Compare with the evaluation of before; where that is this one, not quite finished, with the one that it looked at."""
+    with contextlib.suppress(GHNError):
+        stored = stored_evaluation(client, version).model_extra or {}
+        if stored.get("results") == evaluation["results"]:
+            return stored.get("previous")
+    return _against(client, version, evaluation)
+
+
+def _against(client: Any, version: Any, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {"version": int(version.version)}
+    try:
+        mine = read_evaluation(evaluation, "this evaluation")
+        differences = compare(mine, stored_evaluation(client, version), ())
+    except GHNError as error:
+        return {**result, "not_compared": str(error)}
+    return {**result, "differences": [{**vars(item), "text": str(item)} for item in differences]}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ghn.errors import InputError
 from pipelines.serving.limits import LimitError, Limits
-from pipelines.serving.predictor import Prediction
+from pipelines.serving.parameters import Prediction
 from pipelines.storage import open_store
 
 SUFFIX = ".safetensors"

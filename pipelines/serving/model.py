@@ -23,7 +23,7 @@ from pipelines.serving import guard
 from pipelines.serving.answer import answer
 from pipelines.serving.limits import Limits
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.predictor import predict_file
+from pipelines.serving.parameters import predict_file
 from pipelines.serving.request import PredictionRequest, count_values, graph_of
 
 

@@ -14,10 +14,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ghn import Architecture, ArchitectureGraph, adjust_for_small_images, trace
-from ghn.architecture import spec_from_json
 from ghn.errors import InputError
+from ghn.genotype import spec_from_json
 from ghn.hypernet.embedding import is_vector
-from pipelines.models import load_model
+from pipelines.named_networks import load_model
 from pipelines.serving.limits import LimitError, Limits
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -204,7 +204,7 @@ def _named(model: str, num_classes: int, image_size: int, small_input: bool) -> 
 
 
 def trace_model(model: str, num_classes: int, image_size: int, small_input: bool) -> ArchitectureGraph:
-    """Return the graph of a network from a library or a file (see :func:`pipelines.models.load_model`)."""
+    """Return the graph of a network from a library or a file (see :func:`pipelines.named_networks.load_model`)."""
     module: Any = load_model(model, num_classes=num_classes).eval()
     if small_input:
         module = adjust_for_small_images(module)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
-import math
 import multiprocessing
 import os
 import threading
@@ -19,23 +17,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.connection import wait
 from typing import Any
 
-from ghn.architecture import Architecture, sample_architectures
+from ghn.architecture import sample_architectures
+from pipelines.shards.architectures import architecture_record
 from pipelines.shards.writer import SampleRecord
 
 _BLOCK = 250  # indices in a unit of work
 _WORTH_PROCESSES = 2_000  # architectures; a process needs some seconds to start
-
-
-def architecture_record(architecture: Architecture) -> SampleRecord:
-    """Return the sample of one architecture: its specification. The graph follows from it by ``graph_revision``."""
-    graph = architecture.graph
-    return SampleRecord(
-        key=f"{architecture.index:08d}",
-        fields={"json": json.dumps(architecture.spec.to_json(), sort_keys=True, separators=(",", ":")).encode()},
-        position=architecture.index + 1,
-        nodes=len(graph),
-        parameters=sum([math.prod(parameter.shape) for node in graph.nodes for parameter in node.parameters]),
-    )
 
 
 def sampled_records(

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ghn.architecture import Architecture, spec_from_json
 from ghn.errors import DataError, GHNError, InputError
 from pipelines.progress import Progress
-from pipelines.shards.generate import architecture_record
+from pipelines.shards.architectures import architecture_record, read_architecture
 from pipelines.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from pipelines.shards.order import ShuffleQuality, epoch_order, shuffle_quality
 from pipelines.shards.reader import Sample, read_shard
-from pipelines.sources.folders import EXTENSIONS
+from pipelines.sources.images import EXTENSIONS
 from pipelines.storage import Store, open_store
 
 _THREADS = 2  # shards in memory at once
@@ -112,10 +111,10 @@ def _check_image(sample: Sample, manifest: Manifest, deep: bool) -> tuple[int, i
 def _check_architecture(sample: Sample, manifest: Manifest, deep: bool) -> tuple[int, int]:
     if "json" not in sample:
         raise DataError("it holds no specification")
-    spec = spec_from_json(sample["json"].decode())
+    architecture = read_architecture(sample)
     if not deep:
         return 0, 0
-    record = architecture_record(Architecture(spec=spec, index=int(sample["__key__"])))
+    record = architecture_record(architecture)
     return record.nodes or 0, record.parameters or 0
 
 
@@ -177,21 +176,13 @@ def _image_facts(sample: Sample) -> dict[str, int]:
 
 
 def _architecture_facts(sample: Sample) -> dict[str, int]:
-    spec = spec_from_json(sample["json"].decode())
-    record = architecture_record(Architecture(spec=spec, index=int(sample["__key__"])))
+    record = architecture_record(read_architecture(sample))
     return {"nodes": record.nodes or 0, "parameters": record.parameters or 0}
 
 
 def list_sets(url: str, show: Callable[[str], None]) -> None:
     """Show each set below an address, and its shards."""
     for store, manifest in open_sets(url):
-        show(f"{store.root}: {describe(manifest)}")
+        show(f"{store.root}: {manifest.summary()}")
         for entry in manifest.shards:
             show(f"  {entry.name}  {entry.samples:>7,} samples  {entry.bytes:>13,} bytes  sha256 {entry.sha256[:16]}")
-
-
-def describe(manifest: Manifest) -> str:
-    """Return a manifest in one line."""
-    size = sum(entry.bytes for entry in manifest.shards) / 1e6
-    left_out = f", {len(manifest.rejected)} unreadable left out" if manifest.rejected else ""
-    return f"{manifest.samples:,} samples in {len(manifest.shards)} shards, {size:,.2f} MB{left_out}"

@@ -13,12 +13,14 @@ from ghn.deepnets import read_deepnets
 from ghn.errors import InputError
 from ghn.graph import GRAPH_REVISION
 from ghn.space import GENERATOR_VERSION, SPLITS
+from pipelines.part import Part
 from pipelines.progress import Progress, emit
-from pipelines.shards.generate import architecture_record, sampled_records
+from pipelines.shards.architectures import architecture_record
+from pipelines.shards.generate import sampled_records
 from pipelines.shards.image_records import OnBadImage, image_records
 from pipelines.shards.manifest import Manifest
-from pipelines.shards.writer import Part, Records, SampleRecord, SetWriter
-from pipelines.sources.check import Check
+from pipelines.shards.writer import Records, SampleRecord, SetWriter
+from pipelines.sources.images import Check
 from pipelines.sources.opening import VAL_FRACTION, open_source
 from pipelines.storage import open_store
 
@@ -212,7 +214,7 @@ def _deepnets_job(
     """
     facts.update({"kind": "deepnets", "graph_revision": GRAPH_REVISION})
     part = part or Part()
-    shards = part.shards(-(-total // shard_samples)) if shard_samples > 0 else range(0)
+    shards = part.range_of(-(-total // shard_samples)) if shard_samples > 0 else range(0)
     first, last = shards.start * shard_samples, min(total, shards.stop * shard_samples)
     store = open_store(f"{out.rstrip('/')}/{facts['split']}")
     writer = SetWriter(store, facts, shard_samples=shard_samples, part=part, first_shard=shards.start)

@@ -12,7 +12,6 @@ from ghn.errors import DataError, InputError
 from pipelines.storage import Store
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
 
 
 class ShardEntry(BaseModel):
@@ -65,6 +64,12 @@ class Manifest(BaseModel):
     def digest(self) -> str:
         """SHA-256 of the file."""
         return hashlib.sha256(self.encode()).hexdigest()
+
+    def summary(self) -> str:
+        """Return in one line how much there is."""
+        size = sum(entry.bytes for entry in self.shards) / 1e6
+        left_out = f", {len(self.rejected)} unreadable left out" if self.rejected else ""
+        return f"{self.samples:,} samples in {len(self.shards)} shards, {size:,.2f} MB{left_out}"
 
 
 def read_manifest(store: Store, kind: Literal["images", "deepnets"] | None = None) -> Manifest:

@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ghn.errors import InputError, StorageError
+from pipelines.part import Part
 from pipelines.progress import emit
 from pipelines.shards.manifest import MANIFEST_NAME, Manifest, Rejection, ShardEntry, read_manifest
 from pipelines.shards.tar import write_samples
@@ -50,33 +51,8 @@ Records = Iterator[SampleRecord | Rejection]
 """What a source gives, in its final order."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Which range of a set's shards a process writes: part ``number`` (from 1) of ``count``."""
-
-    number: int = 1
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.number <= self.count <= 99_999:
-            raise InputError(f"part {self.number}/{self.count}: give a number from 1 to the count, as in 3/16")
-
-    @classmethod
-    def parse(cls, text: str) -> Part:
-        """Read ``3/16``."""
-        number, _, count = text.partition("/")
-        if not (number.isdecimal() and count.isdecimal()):
-            raise InputError(f"part {text!r}: write it as 3/16")
-        return cls(int(number), int(count))
-
-    def shards(self, total: int) -> range:
-        """Return the part's shards of so many in all."""
-        return range(total * (self.number - 1) // self.count, total * self.number // self.count)
-
-    @property
-    def journal(self) -> str:
-        """Key of the part's journal."""
-        return f"journal-{self.number:05d}-of-{self.count:05d}.json"
+def _journal_key(part: Part) -> str:
+    return f"journal-{part.number:05d}-of-{part.count:05d}.json"
 
 
 class _Journal(BaseModel):
@@ -146,7 +122,7 @@ class SetWriter:
         self._stored: set[str] = set()
         self._found: frozenset[str] = frozenset()
         self.manifest = find_finished(store, facts)
-        self._journal = self._read_journal(self.part.journal) or _Journal(request=self._request)
+        self._journal = self._read_journal(_journal_key(self.part)) or _Journal(request=self._request)
 
     @property
     def done(self) -> int:
@@ -260,7 +236,7 @@ class SetWriter:
             self._save_journal()
 
     def _save_journal(self) -> None:
-        self.store.write(self.part.journal, self._journal.model_dump_json().encode())
+        self.store.write(_journal_key(self.part), self._journal.model_dump_json().encode())
         self._saved = time.monotonic()
 
     def _read_journal(self, key: str) -> _Journal | None:
@@ -276,7 +252,7 @@ class SetWriter:
     def _publish(self) -> Manifest | None:
         """Put all parts together, if all are finished, and write the manifest."""
         parts = [Part(number, self.part.count) for number in range(1, self.part.count + 1)]
-        journals = [self._journal if part == self.part else self._read_journal(part.journal) for part in parts]
+        journals = [self._journal if part == self.part else self._read_journal(_journal_key(part)) for part in parts]
         unfinished = [
             part.number for part, journal in zip(parts, journals, strict=True) if not journal or not journal.finished
         ]
@@ -292,7 +268,7 @@ class SetWriter:
             )
         if gone := [e.name for e in shards if e.name not in self._stored and self.store.size(e.name) != e.bytes]:
             for part in parts:
-                self.store.delete(part.journal)
+                self.store.delete(_journal_key(part))
             raise StorageError(
                 f"{self.store.url(gone[0])} was stored but is gone ({len(gone)} shards in all); run the same command again"
             )

@@ -6,9 +6,9 @@ import numpy as np
 
 from ghn.errors import InputError
 from pipelines.sources.files import Files
+from pipelines.sources.images import EXTENSIONS
 from pipelines.sources.listing import SPLITS, UNASSIGNED, Listing
 
-EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp"})
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 

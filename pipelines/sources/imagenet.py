@@ -13,7 +13,8 @@ import numpy as np
 
 from ghn.errors import InputError
 from pipelines.sources.files import Files
-from pipelines.sources.folders import EXTENSIONS, extension
+from pipelines.sources.folders import extension
+from pipelines.sources.images import EXTENSIONS
 from pipelines.sources.listing import SPLITS, Listing
 
 _TRAIN = re.compile(r"(?:^|/)train/(n\d{8})/[^/]+$")

@@ -12,11 +12,11 @@ import numpy as np
 
 from ghn.errors import InputError
 from pipelines.sources import digits
-from pipelines.sources.check import Check, checked, resized
 from pipelines.sources.cifar import find_cifar, list_cifar
 from pipelines.sources.files import Files
 from pipelines.sources.folders import list_folders
 from pipelines.sources.imagenet import is_imagenet, list_imagenet
+from pipelines.sources.images import Check, checked, resized
 from pipelines.sources.listing import SPLITS, UNASSIGNED, Listing
 
 _TEST_FRACTION = 0.2
@@ -87,7 +87,7 @@ def open_source(
         image_size: pixels to which images are resized; ``None`` keeps the original bytes (digits: 16).
         limit: use only so many images in all.
         val_fraction: of the training images, where no validation split is given; 0 for none.
-        check: see :func:`pipelines.sources.check.checked`.
+        check: see :func:`pipelines.sources.images.checked`.
 
     Raises:
         InputError: if nothing is there, it holds no images, or it has fewer than two classes.

@@ -9,20 +9,21 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ghn.errors import DataError, GHNError, StorageError
+from ghn.errors import DataError, GHNError, InputError, StorageError
 from pipelines.progress import emit
+from pipelines.recipe import Recipe
 from pipelines.storage import Store
-from pipelines.training.state import TrainingState
+from pipelines.training.run_folder import RECIPE_NAME
 
 FOLDER = "checkpoints"
 STATE_NAME = "state.json"
@@ -30,6 +31,46 @@ _STATE = re.compile(rf"{FOLDER}/step-(\d{{9}})/{re.escape(STATE_NAME)}")
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """Tensors by file (without ``.safetensors``) and name, on the CPU."""
+
+
+class TrainingState(BaseModel):
+    """The content of a checkpoint's ``state.json``.
+
+    Attributes:
+        step: steps that are done.
+        total_steps: of the recipe.
+        files: SHA-256 of each of the checkpoint's other files.
+        readers: positions of the shard readers.
+        recipe_digest: see :meth:`pipelines.recipe.Recipe.digest`.
+        manifests: SHA-256 of the shard sets' manifests.
+        skipped: networks that were skipped so far.
+        sessions: starts of the run so far.
+        optimizer_step: updates that the optimizer did (steps in which every network was skipped are none).
+        tracking_run: MLflow's run, if there is one.
+
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = 2
+    step: int
+    total_steps: int
+    files: dict[str, str] = {}
+    readers: dict[str, Any]
+    recipe_digest: str
+    manifests: dict[str, str]
+    skipped: int
+    sessions: int
+    optimizer_step: int
+    tracking_run: str | None = None
+
+
+def check_resumable(where: str, state: TrainingState, recipe: Recipe) -> None:
+    """Raise :class:`InputError` if a state does not belong to this recipe."""
+    if state.recipe_digest != recipe.digest():
+        raise InputError(
+            f"{where} was trained with another recipe (see its {RECIPE_NAME}); give the same recipe, or another --run"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +102,13 @@ def write_checkpoint(store: Store, state: TrainingState, tensors: Tensors, reten
 
 def _remove_old(store: Store, newest: int, retention: Retention) -> None:
     keys = store.list(f"{FOLDER}/")
-    steps = sorted(int(match[1]) for key in keys if (match := _STATE.fullmatch(key)) and int(match[1]) <= newest)
+    steps = [step for step in _steps(keys) if step <= newest]
     stays = {
         folder(s) for s in steps if s in steps[-retention.last :] or (retention.every and s % retention.every == 0)
     }
     old = [key for key in keys if key.rpartition("/")[0] not in stays]
     for key in sorted(old, key=lambda key: not key.endswith(STATE_NAME)):  # first what makes it a checkpoint
         store.delete(key)
-
-
-def latest_state(store: Store) -> TrainingState | None:
-    """Return the newest checkpoint's state without looking at its other files, ``None`` if there is no checkpoint."""
-    for step in _steps(store):
-        state = _read_state(store, step)
-        if isinstance(state, TrainingState):
-            return state
-    return None
 
 
 def read_checkpoint(store: Store) -> tuple[TrainingState, dict[str, dict[str, Tensor]]] | None:
@@ -87,47 +119,44 @@ def read_checkpoint(store: Store) -> tuple[TrainingState, dict[str, dict[str, Te
 
     """
     first: DataError | None = None
-    for step in _steps(store):
-        state = _read_state(store, step)
-        read = state if isinstance(state, DataError) else _read_tensors(store, state)
-        if not isinstance(read, DataError) and isinstance(state, TrainingState):
-            return state, read
-        if isinstance(read, DataError):
-            first = first or read
-            emit("bad_checkpoint", step=step, reason=str(read))
+    for step in reversed(_steps(store.list(f"{FOLDER}/"))):
+        try:
+            state = _read_state(store, step)
+            return state, _read_tensors(store, state)
+        except DataError as error:
+            first = first or error
+            emit("bad_checkpoint", step=step, reason=str(error))
     if first is not None:
         raise DataError(f"{first}; no older checkpoint is left: restore one, or start again in another --run")
     return None
 
 
-def _steps(store: Store) -> list[int]:
-    return sorted((int(m[1]) for key in store.list(f"{FOLDER}/") if (m := _STATE.fullmatch(key))), reverse=True)
+def _steps(keys: Iterable[str]) -> list[int]:
+    """Return the steps that have a state, ascending."""
+    return sorted(int(match[1]) for key in keys if (match := _STATE.fullmatch(key)))
 
 
-def _read_state(store: Store, step: int) -> TrainingState | DataError:
+def _read_state(store: Store, step: int) -> TrainingState:
     key = f"{folder(step)}/{STATE_NAME}"
     try:
         return TrainingState.model_validate_json(store.read(key))
     except (ValidationError, FileNotFoundError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is gone"
-        return DataError(f"training state {store.url(key)} is damaged: {reason}")
+        raise DataError(f"training state {store.url(key)} is damaged: {reason}") from error
 
 
-def _read_tensors(store: Store, state: TrainingState) -> dict[str, dict[str, Tensor]] | DataError:
+def _read_tensors(store: Store, state: TrainingState) -> dict[str, dict[str, Tensor]]:
     tensors = {}
     for name, digest in state.files.items():
         key = f"{folder(state.step)}/{name}"
         try:
             content, found = store.read_hashed(key)
-            if found != digest:
-                raise DataError(
-                    f"training state {store.url(key)} is damaged: its SHA-256 is not the one in {STATE_NAME}"
-                )
-            tensors[name.removesuffix(".safetensors")] = load(bytes(content))
+            if found == digest:
+                tensors[name.removesuffix(".safetensors")] = load(bytes(content))
         except (FileNotFoundError, SafetensorError) as error:
-            return DataError(f"training state {store.url(key)} is missing or damaged: {error}")
-        except DataError as error:
-            return error
+            raise DataError(f"training state {store.url(key)} is missing or damaged: {error}") from error
+        if found != digest:
+            raise DataError(f"training state {store.url(key)} is damaged: its SHA-256 is not the one in {STATE_NAME}")
     return tensors
 
 

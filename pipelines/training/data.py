@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ghn.architecture import Architecture, Spec, spec_from_json
+from ghn.architecture import Architecture
 from ghn.errors import InputError
-from ghn.genotype import ArchitectureSpec
+from ghn.genotype import ArchitectureSpec, Spec
 from ghn.space import redraw_widths
-from pipelines.image_batch import decode, decode_augmented, to_batch
+from pipelines.image_batch import training_batch
 from pipelines.progress import emit
-from pipelines.settings import ArchitectureSettings, ImageSettings, Recipe
+from pipelines.recipe import ArchitectureSettings, ImageSettings, Recipe
+from pipelines.shards.architectures import read_spec
 from pipelines.shards.reader import Kind, ReaderState, ShardReader, open_reader
 
 _AUGMENT_STREAM, _WIDTH_STREAM = 1, 2
-_PIXELS = "__pixels__"
 _RECENT = 512  # architectures, about a megabyte each
 
 
@@ -136,7 +136,7 @@ class MetaBatches:
     def _spec(self, sample: dict[str, Any], stream: tuple[int, int]) -> tuple[Spec, int]:
         """Return a sample's specification, with widths drawn for this use of it, and its index in the split."""
         widths = self.recipe.architectures
-        spec = spec_from_json(sample["json"].decode())
+        spec = read_spec(sample)
         if isinstance(spec, ArchitectureSpec) and (widths.channels or widths.fc_dims):
             rng = np.random.default_rng([self.recipe.training.seed, _WIDTH_STREAM, *stream])
             spec = redraw_widths(spec, rng, widths.channels, widths.fc_dims)
@@ -162,27 +162,3 @@ def _open(settings: ImageSettings | ArchitectureSettings, kind: Kind, seed: int)
         prefetch=settings.prefetch,
         on_bad_shard=settings.on_bad_shard,
     )
-
-
-def read_architectures(root: str, split: str) -> list[Architecture]:
-    """Return all architectures of one split, as stored."""
-    reader = open_reader(root, split, "deepnets")
-    return [
-        Architecture(spec=spec_from_json(sample["json"].decode()), split=split, index=int(sample["__key__"]))
-        for sample in reader.in_order()
-    ]
-
-
-def training_batch(
-    samples: Sequence[dict[str, Any]], settings: ImageSettings, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return samples as augmented images (N, 3, S, S) and class numbers (N,)."""
-    decoded = []
-    for sample in samples:
-        if settings.augment == "imagenet":
-            decoded.append(decode_augmented(sample, settings.size, rng))
-            continue
-        if _PIXELS not in sample:  # the reader keeps the samples of a small shard set
-            sample[_PIXELS] = decode(sample, settings.size)
-        decoded.append(sample[_PIXELS])
-    return to_batch(decoded, settings.mean, settings.std, augmentation=settings.augment, rng=rng)

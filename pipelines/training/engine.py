@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from ghn.errors import TrainingError
-from pipelines.settings import TrainingSettings
+from pipelines.recipe import TrainingSettings
 from pipelines.training.share import from_whole
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

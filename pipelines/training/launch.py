@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ghn.errors import EnvironmentSetupError, InputError, TrainingError, TrainingStoppedError
-from pipelines.ports import free_port
+from pipelines.local.ports import free_port
 from pipelines.process import PARENT_VARIABLE
 from pipelines.progress import emit
-from pipelines.settings import Recipe
+from pipelines.recipe import Recipe
 from pipelines.storage import LocalStore, open_store
-from pipelines.training.checkpoints import read_checkpoint
+from pipelines.training.checkpoints import check_resumable, read_checkpoint
 from pipelines.training.data import MetaBatches
-from pipelines.training.state import MODEL_NAME, RECIPE_NAME, check_resumable
+from pipelines.training.run_folder import MODEL_NAME, RECIPE_NAME
 
 _POLL_S = 0.2
 _LOCK_NAME = ".lock"

@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 
 from ghn import GHN
-from ghn.architecture import spec_from_json
 from ghn.cost import CostModel
-from pipelines.settings import Recipe
+from pipelines.recipe import Recipe
+from pipelines.shards.architectures import read_spec
 from pipelines.storage import open_store
-from pipelines.training.checkpoints import read_checkpoint
+from pipelines.training.checkpoints import check_resumable, read_checkpoint
 from pipelines.training.data import MetaBatches
 from pipelines.training.dealing import deal, memory_limit
-from pipelines.training.state import check_resumable
 from pipelines.training.tracking import DEFAULT_EXPERIMENT, EXPERIMENT_VARIABLE, check_tracking
 
 _SAMPLED = 400
@@ -33,10 +32,7 @@ def plan(recipe: Recipe, run: Path, *, store: str | None = None) -> str:
     batches = MetaBatches(recipe)
     lines = [f"images         {images.url}/train: {batches.images.manifest.samples:,} images, readable"]
     batches.images.take(1)
-    sampled = [
-        spec_from_json(sample["json"].decode())
-        for sample in batches.deepnets.take(min(_SAMPLED, batches.deepnets.manifest.samples))
-    ]
+    sampled = [read_spec(sample) for sample in batches.deepnets.take(min(_SAMPLED, batches.deepnets.manifest.samples))]
     lines.append(f"architectures  {recipe.architectures.url}/train: {batches.deepnets.manifest.samples:,}, readable")
     lines.append(f"checkpoints    {_check_store(recipe, run, store)}")
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):

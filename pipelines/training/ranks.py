@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from ghn.errors import GHNError, TrainingError
-from ghn.meta_step import describe
+from ghn.meta_step import failure_of
 
 _T = TypeVar("_T")
 _SLACK_S = 120.0  # the process groups' own time-out comes later: its messages name nobody
@@ -91,7 +91,7 @@ class Ranks:
         except GHNError:
             raise
         except RuntimeError as error:
-            reason = describe(error)
+            reason = failure_of(error)
             if self.count > 1 and not reason.startswith("out of memory"):
                 reason = f"lost another rank: {reason}"
             raise TrainingError(f"{doing}: rank {self.rank}: {reason}. {_AGAIN}") from error

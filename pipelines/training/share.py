@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ghn.architecture import Architecture
-from ghn.meta_step import MetaStep, Predictor, StopRequestedError, describe, meta_step
+from ghn.errors import StopRequestedError
+from ghn.meta_step import MetaStep, Predictor, failure_of, meta_step
 
 _UNITS = 2.0**44  # of a gradient in whole numbers; the sum of a meta-batch may reach 2**19
 _MOST = 2.0**18
@@ -137,7 +138,7 @@ def _add(
     except StopRequestedError:
         raise
     except Exception as error:  # whatever one rank alone runs into must not leave the others waiting
-        outcome, gradients, reason = None, None, describe(error)
+        outcome, gradients, reason = None, None, failure_of(error)
     if outcome is None or gradients is None:
         if len(networks) == 1:
             share.skip(networks[0], reason)

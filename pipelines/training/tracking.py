@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ghn.errors import EnvironmentSetupError
+from ghn.errors import EnvironmentSetupError, first_line
 from pipelines.lineage import inputs, tags
 from pipelines.progress import emit
-from pipelines.settings import Recipe
+from pipelines.recipe import Recipe
 from pipelines.storage import LocalStore
+from pipelines.training.run_folder import TRACKING_NAME
 
-TRACKING_NAME = "mlflow.json"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 ARTIFACTS_VARIABLE = "GHN_ARTIFACTS"
 DEFAULT_EXPERIMENT = "ghn"
@@ -153,7 +153,7 @@ class Tracker:
             action()
         except Exception as error:
             if not self._failed:
-                emit("tracking_failed", uri=self._uri, reason=str(error).splitlines()[0][:300])
+                emit("tracking_failed", uri=self._uri, reason=first_line(error)[:300])
             self._failed = True
             return False
         self._failed = False
@@ -169,17 +169,8 @@ def check_tracking(uri: str) -> None:
     try:
         mlflow.MlflowClient(uri).search_experiments(max_results=1)
     except Exception as error:
-        reason = str(error).splitlines()[0][:300]
+        reason = first_line(error)[:300]
         raise EnvironmentSetupError(f"can not use MLflow at {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
-
-
-def tracked_run(run: Path) -> str | None:
-    """Return MLflow's run of a run folder, ``None`` if training was not tracked."""
-    try:
-        found: str = json.loads((run / TRACKING_NAME).read_text())["run_id"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return found
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

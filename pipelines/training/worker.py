@@ -21,21 +21,27 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ghn import GHN
 from ghn.cost import CostModel
-from ghn.errors import GHNError, TrainingError, TrainingStoppedError
-from ghn.meta_step import StopRequestedError
+from ghn.errors import GHNError, StopRequestedError, TrainingError, TrainingStoppedError
 from pipelines.process import die_with_parent, tune_process
 from pipelines.progress import emit
-from pipelines.settings import Recipe, load_recipe
+from pipelines.recipe import Recipe, load_recipe
 from pipelines.storage import Store, open_store
-from pipelines.training.checkpoints import BackgroundWriter, Retention, read_checkpoint, write_checkpoint
+from pipelines.training.checkpoints import (
+    BackgroundWriter,
+    Retention,
+    TrainingState,
+    check_resumable,
+    read_checkpoint,
+    write_checkpoint,
+)
 from pipelines.training.data import MetaBatch, MetaBatches
 from pipelines.training.dealing import by_cost, deal, memory_limit
 from pipelines.training.engine import Engine, init_distributed, learning_rate
-from pipelines.training.models import export_model, finish_run
+from pipelines.training.export import export_model, finish_run
 from pipelines.training.ranks import Ranks, Turns
+from pipelines.training.run_folder import RECIPE_NAME, MetricsLog
 from pipelines.training.session import Shown, Signals
 from pipelines.training.share import Network, Share, ShareSettings, compute_share
-from pipelines.training.state import RECIPE_NAME, MetricsLog, TrainingState, check_resumable
 from pipelines.training.tracking import Tracker
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}

@@ -11,8 +11,8 @@ import torch
 
 from ghn import load_checkpoint
 from pipelines.storage import LocalStore
-from pipelines.training.checkpoints import latest_state
-from pipelines.training.state import TrainingState, read_metrics
+from pipelines.training.checkpoints import TrainingState, latest_state
+from pipelines.training.run_folder import read_metrics
 
 GHN_COMMAND = str(Path(sys.executable).with_name("ghn"))
 

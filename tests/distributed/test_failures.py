@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.ports import free_port
-from pipelines.settings import load_recipe
+from pipelines.local.ports import free_port
+from pipelines.recipe import load_recipe
 from pipelines.storage import LocalStore
 from pipelines.training.checkpoints import FOLDER, STATE_NAME, latest_state
-from pipelines.training.state import RECIPE_NAME, read_metrics
+from pipelines.training.run_folder import RECIPE_NAME, read_metrics
 from tests.distributed.jobs import command, curve, same_weights, train
 
 pytestmark = pytest.mark.integration

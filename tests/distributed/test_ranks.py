@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.training.state import read_metrics
+from pipelines.training.run_folder import read_metrics
 from tests.distributed.jobs import curve, read_state, train
 
 pytestmark = pytest.mark.integration

@@ -17,7 +17,7 @@ from ghn import load_checkpoint
 from ghn.checkpoint import read_metadata
 from pipelines.training.checkpoints import FOLDER, STATE_NAME
 from pipelines.training.data import MetaBatches
-from pipelines.training.state import read_metrics
+from pipelines.training.run_folder import read_metrics
 from tests.distributed.jobs import command, curve, read_state, same_weights, train
 from tests.unit.test_cli import refused
 
@@ -97,7 +97,7 @@ def test_too_many_skipped_networks_stop_training(shards: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("per_network", ["true", "false"])
 def test_meta_batches_are_a_function_of_the_step(shards: Path, per_network: str) -> None:
-    from pipelines.settings import load_recipe
+    from pipelines.recipe import load_recipe
 
     urls = [f"images.url={shards / 'images'}", f"architectures.url={shards / 'nets'}"]
     recipe = load_recipe("smoke", [*urls, f"images.per_network={per_network}"])

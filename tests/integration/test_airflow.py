@@ -16,7 +16,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from pipelines.training.state import read_metrics
+from pipelines.training.run_folder import read_metrics
 from tests.airflow_client import Airflow, running_airflow, until
 from tests.postgres import postgres
 from tests.two_hosts import COMMAND, processes_of, two_hosts

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ghn import GHN, GHNConfig, coverage, predict, trace
-from pipelines.models import load_model
+from pipelines.named_networks import load_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 

@@ -20,8 +20,8 @@ import pytest
 import yaml
 
 from ghn.errors import InputError, StorageError
-from pipelines.ports import free_port
-from pipelines.predict import predict
+from pipelines.local.ports import free_port
+from pipelines.serving.predict import predict
 from tests.airflow_client import Airflow, until
 from tests.containers import Engine, run
 

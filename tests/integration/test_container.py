@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipelines.training.state import read_metrics
+from pipelines.training.run_folder import read_metrics
 from tests.airflow_client import until
 from tests.containers import Engine, run
 from tests.distributed.jobs import curve, same_weights

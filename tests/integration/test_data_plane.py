@@ -16,7 +16,7 @@ import pytest
 
 from pipelines.shards.reader import open_reader
 from pipelines.storage import LocalStore, open_store
-from pipelines.training.state import read_metrics
+from pipelines.training.run_folder import read_metrics
 from tests import s3_servers
 from tests.distributed.jobs import train
 from tests.faulty_proxy import Proxy, proxy

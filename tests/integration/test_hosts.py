@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.training.state import read_metrics
+from pipelines.training.run_folder import read_metrics
 from tests.distributed.jobs import curve, same_weights, train
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.training.state import read_metrics
+from pipelines.training.run_folder import read_metrics
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 DATA = Path(os.environ.get("GHN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))

@@ -12,8 +12,8 @@ from typing import Any
 import mlflow
 import pytest
 
-from ghn.errors import DataError, InputError
-from pipelines.evaluation.alert import AlertError, alert
+from ghn.errors import AlertError, DataError, InputError
+from pipelines.evaluation.alert import alert
 from pipelines.evaluation.promotion import promote, rollback
 from tests.distributed.jobs import GHN_COMMAND
 from tests.evaluations import evaluation, spread

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.evaluation.job import evaluate
-from pipelines.register import register
 from pipelines.shards.jobs import shard_deepnets, shard_images
+from pipelines.training.register import register
 from tests.distributed.jobs import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

@@ -27,9 +27,9 @@ from safetensors.torch import load
 
 from ghn import ArchitectureGraph, load_checkpoint, predict, sample_architectures, trace
 from ghn.errors import InputError
-from pipelines.models import load_model
-from pipelines.predict import predict as predict_job
-from pipelines.register import register
+from pipelines.named_networks import load_model
+from pipelines.serving.predict import predict as predict_job
+from pipelines.training.register import register
 from tests.serving import BIN, Server, ghn_serve, mlflow_serve, serving
 from tests.strategies import architectures
 

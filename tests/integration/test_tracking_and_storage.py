@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.lineage import commit
-from pipelines.register import register
 from pipelines.shards.manifest import read_manifest
 from pipelines.storage import open_store
 from pipelines.training.checkpoints import latest_state, read_checkpoint
-from pipelines.training.state import read_metrics
+from pipelines.training.register import register
+from pipelines.training.run_folder import read_metrics
 from pipelines.training.tracking import tracked_run
 from tests.distributed.jobs import command, curve, same_weights, train
 from tests.faulty_proxy import Proxy, proxy

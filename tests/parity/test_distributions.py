@@ -11,7 +11,8 @@ from scipy import stats
 from ghn import ArchitectureSpec
 from ghn.build import build_graph
 from ghn.layout import layout
-from ghn.space import count_parameters, sample_spec
+from ghn.parameter_count import count_parameters
+from ghn.space import sample_spec
 from tests.parity.conftest import Ledger
 from tests.parity.reference import read_split
 

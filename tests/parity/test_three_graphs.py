@@ -12,7 +12,7 @@ import torch
 from ghn import load_checkpoint, trace
 from ghn.architecture import example_input
 from ghn.layout import layout
-from ghn.space import count_parameters
+from ghn.parameter_count import count_parameters
 from tests.parity.conftest import Ledger
 from tests.parity.reference import SPLITS, built, read_networks, read_split
 

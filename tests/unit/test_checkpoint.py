@@ -52,7 +52,7 @@ def test_official_files_of_any_size_load(config: GHNConfig, tmp_path: Path) -> N
 def test_interrupted_writing_leaves_no_checkpoint(small_hypernet: GHN, tmp_path: Path, monkeypatch) -> None:
     save_checkpoint(small_hypernet, tmp_path / "model")
     with monkeypatch.context() as patch:
-        patch.setattr("ghn.checkpoint.json.dumps", lambda *_, **__: 1 / 0)
+        patch.setattr("ghn.checkpoint.os.fsync", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             save_checkpoint(small_hypernet, tmp_path / "model")
     with pytest.raises(InputError, match="not a GHN checkpoint"):

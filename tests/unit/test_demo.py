@@ -10,7 +10,7 @@ import click
 import pytest
 
 from pipelines.cli import cli
-from pipelines.demo import closing
+from pipelines.local.demo import closing
 from pipelines.serving.limits import Limits
 from pipelines.serving.request import graph_of, read_requests
 from pipelines.shards.jobs import shard_deepnets

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ghn.errors import EnvironmentSetupError
-from pipelines import embedded_s3
+from pipelines.local import embedded_s3
 from pipelines.storage import open_store
 
 

@@ -14,12 +14,11 @@ from torch import nn
 from ghn import GHN, GHNConfig, sample_architectures
 from ghn.evaluation import (
     Score,
-    describe,
-    evaluate_networks,
+    network_facts,
     random_parameters,
+    score_predicted,
     score_random,
     summarize,
-    top1,
     top_k,
 )
 from ghn.sgd import SGDSettings, sgd_scores, step_grid, steps_worth
@@ -48,15 +47,13 @@ def scores(*values: float) -> list[Score]:
 
 
 def test_evaluation_counts_and_is_deterministic(hypernet: GHN, batch) -> None:
-    nets = architectures(2)
-    seen: list = []
-    first = evaluate_networks(hypernet, nets, [batch], seed=3, on_result=seen.append)
-    assert seen == first == evaluate_networks(hypernet, nets, [batch], seed=3)
-    for result, net in zip(first, nets, strict=True):
-        assert set(result.scores) == {"predicted", "random"}
-        assert all(0 <= s.top1 <= s.top5 <= 100 and not s.failure for s in result.scores.values())
-        assert result.facts.parameters == sum(p.numel() for p in net.network(device="meta").parameters())
-        assert result.facts.nodes == len(net.graph)
+    for net in architectures(2):
+        scores = [score_predicted(hypernet, net, [batch]), score_random(net, [batch], 3)]
+        assert scores == [score_predicted(hypernet, net, [batch]), score_random(net, [batch], 3)]
+        assert all(0 <= score.top1 <= score.top5 <= 100 and not score.failure for score in scores)
+        facts = network_facts(net)
+        assert facts.parameters == sum(p.numel() for p in net.network(device="meta").parameters())
+        assert facts.nodes == len(net.graph)
 
 
 def test_random_initialization_is_the_ordinary_one(batch) -> None:
@@ -65,7 +62,7 @@ def test_random_initialization_is_the_ordinary_one(batch) -> None:
     network = net.network().eval()
     state = torch.get_rng_state()
     with torch.no_grad():
-        expected = 100.0 * top1(network(batch[0]), batch[1]) / 8
+        expected = 100.0 * top_k(network(batch[0]), batch[1], 1) / 8
     assert score_random(net, [batch], 5).top1 == expected
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are left alone
 
@@ -73,15 +70,16 @@ def test_random_initialization_is_the_ordinary_one(batch) -> None:
 def test_failed_networks_count_as_zero(hypernet: GHN, batch) -> None:
     with torch.no_grad():
         hypernet.decoder.conv[2].bias.fill_(float("nan"))
-    result = evaluate_networks(hypernet, architectures(1), [batch])[0]
-    assert result.scores["predicted"] == Score(top1=0.0, top5=0.0, failure="non-finite parameters")
+    assert score_predicted(hypernet, architectures(1)[0], [batch]) == Score(
+        top1=0.0, top5=0.0, failure="non-finite parameters"
+    )
     logits = torch.tensor([[1.0, 0.0], [float("nan"), 1.0]])
-    assert top1(logits, torch.tensor([0, 0])) == 1
+    assert top_k(logits, torch.tensor([0, 0]), 1) == 1
 
 
 def test_top5_counts_the_five_largest() -> None:
     logits = torch.arange(10.0).repeat(10, 1)
-    assert top_k(logits, torch.arange(10), 5) == 5 and top1(logits, torch.arange(10)) == 1
+    assert top_k(logits, torch.arange(10), 5) == 5 and top_k(logits, torch.arange(10), 1) == 1
 
 
 def test_summary_statistics() -> None:
@@ -94,7 +92,7 @@ def test_summary_statistics() -> None:
 def test_sizes_are_those_of_the_network() -> None:
     """ResNet-50 has 50 layers with weights in a row and its well-known parameters; a norm layer is a node of its own."""
     resnet = sample_architectures("predefined", 1, 0, num_classes=1000, image_size=224)[0]
-    facts = describe(resnet)
+    facts = network_facts(resnet)
     network = resnet.network(device="meta")
     assert facts.parameters == 25_557_032
     weights = [p for p in network.parameters() if p.ndim > 1 and p.shape[0] != 1000]
@@ -119,7 +117,7 @@ def test_sgd_makes_the_steps_of_torch(batch) -> None:
     for step in range(6):
         if step in (0, 1, 2, 5):
             with torch.no_grad():
-                expected.append(100 * top1(network(batch[0]), batch[1]) / 8)
+                expected.append(100 * top_k(network(batch[0]), batch[1], 1) / 8)
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(batch[0]), batch[1]).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)

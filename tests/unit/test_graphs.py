@@ -13,10 +13,10 @@ from ghn import Architecture, ArchitectureGraph, trace
 from ghn.architecture import example_input, predefined_architectures
 from ghn.errors import InputError
 from ghn.genotype import ArchitectureSpec, Genotype
-from ghn.graph import shortest_paths
 from ghn.layout import layout
 from ghn.networks import ChannelSqueezeExcitation
-from ghn.space import count_parameters
+from ghn.parameter_count import count_parameters
+from ghn.paths import connected_pairs, shortest_paths
 from tests.oracle import _shortest_paths
 from tests.strategies import architectures
 
@@ -54,7 +54,7 @@ def test_traced_graph_equals_built_graph(architecture: Architecture) -> None:
 def test_virtual_edges_are_shortest_paths(architecture: Architecture) -> None:
     graph = architecture.graph
     assert graph.distances.tolist() == _shortest_paths(graph)
-    u, v, s = graph.virtual_edges(7)
+    u, v, s = connected_pairs(graph.distances, 7)
     assert len(u) == ((graph.distances >= 1) & (graph.distances <= 7)).sum() and s.max() <= 7
     assert (u < v).all()
 

@@ -18,8 +18,8 @@ from ghn import (
     sample_architectures,
     trace,
 )
-from ghn.architecture import NoInitialization
 from ghn.errors import InputError
+from ghn.networks import NoInitialization
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from pipelines.cli import cli
-from pipelines.settings import load_recipe
+from pipelines.recipe import load_recipe
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 OVERLAYS = sorted(path.name for path in (INFRA / "kubernetes" / "overlays").iterdir())

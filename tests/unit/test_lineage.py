@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pipelines.lineage import commit, inputs, tags
-from pipelines.settings import load_recipe
+from pipelines.recipe import load_recipe
 
 MANIFESTS = {"images": "a" * 64, "deepnets": "b" * 64}
 

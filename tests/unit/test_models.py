@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ghn import GHN, GHNConfig, sample_architectures, save_checkpoint
 from ghn.draw import draw_graph
 from ghn.errors import InputError
-from pipelines.models import load_model
+from pipelines.named_networks import load_model
 from tests.unit.test_cli import ghn, refused
 
 MODEL = """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ghn.errors import InputError
-from pipelines.settings import RECIPES, load_recipe
+from pipelines.recipe import RECIPES, load_recipe
 from pipelines.training.engine import learning_rate
 
 

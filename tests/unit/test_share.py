@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ghn import GHN, Architecture, GHNConfig, sample_architectures
-from ghn.meta_step import StopRequestedError
+from ghn.errors import StopRequestedError
 from pipelines.training.share import Network, ShareSettings, compute_share, from_whole
 
 SETTINGS = ShareSettings(weight=1 / 4)

@@ -16,7 +16,8 @@ from ghn import Architecture, ArchitectureSpec, sample_architectures
 from ghn.errors import InputError
 from ghn.genotype import OPS, PARAMETER_FREE_OPS
 from ghn.layout import layout
-from ghn.space import RULES, SAMPLED_SPLITS, count_parameters, redraw_widths, sample_spec
+from ghn.parameter_count import count_parameters
+from ghn.space import RULES, SAMPLED_SPLITS, redraw_widths, sample_spec
 from tests.strategies import architectures
 
 

@@ -19,12 +19,13 @@ from pipelines.training.checkpoints import (
     STATE_NAME,
     BackgroundWriter,
     Retention,
+    TrainingState,
     folder,
     latest_state,
     read_checkpoint,
     write_checkpoint,
 )
-from pipelines.training.state import MetricsLog, TrainingState, read_metrics
+from pipelines.training.run_folder import MetricsLog, read_metrics
 
 
 def state(step: int) -> TrainingState:

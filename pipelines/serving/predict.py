@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ghn import Architecture, ArchitectureGraph, coverage, load_checkpoint
-from ghn.architecture import spec_from_json
 from ghn.draw import draw_graph
 from ghn.errors import InputError
+from ghn.genotype import spec_from_json
 from pipelines.serving.client import ask
-from pipelines.serving.predictor import predict_file
+from pipelines.serving.parameters import predict_file
 from pipelines.serving.request import PredictionRequest, trace_model
 from pipelines.storage import LocalStore
 
@@ -40,7 +40,7 @@ def predict(
         server: address of a model server.
         spec: JSON file with an architecture specification.
         graph: JSON file with an exported graph (``ghn.trace(...).to_json()``).
-        model: see :func:`pipelines.models.load_model`; exactly one of ``spec``, ``graph`` and ``model`` is given.
+        model: see :func:`pipelines.named_networks.load_model`; exactly one of ``spec``, ``graph`` and ``model`` is given.
         num_classes: of a named model.
         image_size: in pixels, of a named model.
         small_input: keep the resolution in the first layers of a named torchvision model.

@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from pipelines.commands.options import PATH, example, print_manifests
+from pipelines.commands.options import PATH, Ordered, example
 
 
-@click.group()
+@click.group(cls=Ordered, short_help="Write image and architecture shards; look at them")
 def shard() -> None:
-    """Write images or architectures as WebDataset tar shards with a manifest; look at such sets."""
+    """Write images or architectures as tar shards; look at such sets."""
 
 
-@shard.command("images")
+@shard.command("images", short_help="Shard an image source")
 @click.option(
     "--source", required=True, help="`digits`, a folder or zip with class folders, ImageNet, a CIFAR archive."
 )
@@ -51,10 +51,10 @@ def shard_images_command(source: str, out: str, **options: Any) -> None:
     """Split an image source into train, val and test and shard each; run it again to finish after a stop."""
     from pipelines.shards.jobs import shard_images
 
-    print_manifests(out, shard_images(source, out, **options))
+    _print_manifests(out, shard_images(source, out, **options))
 
 
-@shard.command("deepnets")
+@shard.command("deepnets", short_help="Sample architectures and shard them")
 @click.option("--split", "splits", multiple=True, required=True, help="train, val, test, wide, ...; may be repeated.")
 @click.option("--from-hdf5", "hdf5", type=PATH, help="Take them from an official DeepNets-1M file, not the generator.")
 @click.option("--count", type=click.IntRange(min=1), help="Architectures of each split (of a file: the first; or all).")
@@ -63,7 +63,9 @@ def shard_images_command(source: str, out: str, **options: Any) -> None:
 @click.option("--shard-samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Per shard.")
 @click.option("--part", metavar="N/COUNT", help="Write only this range of the shards, as one of COUNT machines.")
 @click.option("--num-classes", type=click.IntRange(min=2), default=10, show_default=True, help="Classifier width.")
-@click.option("--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Pixels.")
+@click.option(
+    "--image-size", type=click.IntRange(8, 1024), default=32, show_default=True, help="Height and width in pixels."
+)
 @click.option("--channels", type=int, multiple=True, help="Initial channels to draw from (default: published rule).")
 @click.option("--fc-dims", type=int, multiple=True, help="Hidden classifier widths (default: published rule).")
 @click.option("--max-nodes", type=click.IntRange(min=2), help="Pass over architectures with larger graphs.")
@@ -72,8 +74,8 @@ def shard_deepnets_command(
     splits: tuple[str, ...], out: str, hdf5: Path | None, part: str | None, **options: Any
 ) -> None:
     """Sample architectures by the DeepNets-1M rules (or take the official ones) and shard them."""
+    from pipelines.part import Part
     from pipelines.shards.jobs import shard_deepnets, shard_official_deepnets
-    from pipelines.shards.writer import Part
 
     options["part"] = Part.parse(part) if part else None
     if hdf5 is None:
@@ -85,13 +87,13 @@ def shard_deepnets_command(
         if given := [f"--{name.replace('_', '-')}" for name, value in drawn.items() if value not in (None, ())]:
             raise click.UsageError(f"{', '.join(given)} belong to the generator; leave them out with --from-hdf5")
         manifests = shard_official_deepnets(hdf5, splits, out, **options)
-    print_manifests(out, manifests)
+    _print_manifests(out, manifests)
     for split in splits:
         if split not in manifests:
             click.echo(f"{out}/{split}: part {part} is stored; the manifest follows when all parts are")
 
 
-@shard.command("verify")
+@shard.command("verify", short_help="Compare shard sets with their manifests")
 @click.argument("url")
 @click.option("--deep", is_flag=True, help="Decode every image and build every graph, too.")
 @example("ghn shard verify s3://ghn/deepnets")
@@ -108,7 +110,7 @@ def shard_verify(url: str, deep: bool) -> None:
     click.echo(f"{url}: everything is as the manifests say")
 
 
-@shard.command("ls")
+@shard.command("ls", short_help="List shard sets")
 @click.argument("url")
 @example("ghn shard ls s3://ghn/deepnets/train")
 def shard_ls(url: str) -> None:
@@ -118,7 +120,7 @@ def shard_ls(url: str) -> None:
     list_sets(url, click.echo)
 
 
-@shard.command("stats")
+@shard.command("stats", short_help="Measure shard sets")
 @click.argument("url")
 @click.option("--window", type=click.IntRange(min=1), default=8, show_default=True, help="Of the reading order.")
 @click.option("--lanes", type=click.IntRange(min=1), default=1, show_default=True, help="Of the reading order.")
@@ -135,3 +137,8 @@ def shard_stats(url: str, window: int, lanes: int, sample: int, draw: Path | Non
     if draw is not None:
         draw_statistics(measured, draw)
         click.echo(f"picture: {draw}")
+
+
+def _print_manifests(out: str, manifests: dict[str, Any]) -> None:
+    for split, manifest in manifests.items():
+        click.echo(f"{out}/{split}: {manifest.summary()}")

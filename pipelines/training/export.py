@@ -14,7 +14,7 @@ from ghn import GHN, save_checkpoint
 from ghn.checkpoint import CONFIG_NAME
 from pipelines.progress import emit
 from pipelines.storage import Store
-from pipelines.training.state import AVERAGE_NAME, MODEL_NAME
+from pipelines.training.run_folder import AVERAGE_NAME, MODEL_NAME
 
 EXPORTS = "models"
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
-from ghn.checkpoint import CONFIG_NAME, load_checkpoint, read_metadata
+import ghn
+import pipelines
+from ghn.checkpoint import CONFIG_NAME, load_checkpoint, read_metadata, weights_digest
 from ghn.errors import InputError
 from pipelines.lineage import inputs, tags
 from pipelines.progress import emit
+from pipelines.recipe import Recipe, load_recipe
 from pipelines.registry import CANDIDATE, open_registry
-from pipelines.settings import Recipe, load_recipe
-from pipelines.training.state import AVERAGE_NAME, METRICS_NAME, MODEL_NAME, RECIPE_NAME, read_metrics
-from pipelines.training.tracking import flatten, tracked_run
+from pipelines.training.run_folder import AVERAGE_NAME, METRICS_NAME, MODEL_NAME, RECIPE_NAME, read_metrics, tracked_run
+from pipelines.training.tracking import flatten
 
 _WEIGHTS_TAG = "ghn.weights_sha256"
 _MAX_CURVE_POINTS = 500
@@ -58,15 +59,8 @@ def register(
         StorageError: if the registry or the artifact store can not be used.
 
     """
-    model = run / (AVERAGE_NAME if average else MODEL_NAME)
-    if not ((model / CONFIG_NAME).is_file() and (run / RECIPE_NAME).is_file()):
-        rows = read_metrics(run)
-        at = f"stopped at step {rows[-1]['step']}" if rows else "holds no training"
-        if (run / MODEL_NAME / CONFIG_NAME).is_file():
-            at = "was trained without training.ema"
-        raise InputError(f"{run} {at}: there is no finished {model.name} to register; see `ghn train --run {run}`")
-    load_checkpoint(model)  # proves that it is whole before anything is written
-    digest = json.loads((model / CONFIG_NAME).read_text())["weights_sha256"]
+    model = _finished_model(run, AVERAGE_NAME if average else MODEL_NAME)
+    digest = weights_digest(model)
     recipe = load_recipe(str(run / RECIPE_NAME))
 
     with open_registry(tracking_uri) as client:
@@ -88,6 +82,19 @@ def register(
     }
     emit("registered", **result)
     return result
+
+
+def _finished_model(run: Path, name: str) -> Path:
+    """Return a run's model, which was loaded once to prove that it is whole."""
+    model = run / name
+    if not ((model / CONFIG_NAME).is_file() and (run / RECIPE_NAME).is_file()):
+        rows = read_metrics(run)
+        at = f"stopped at step {rows[-1]['step']}" if rows else "holds no training"
+        if (run / MODEL_NAME / CONFIG_NAME).is_file():
+            at = "was trained without training.ema"
+        raise InputError(f"{run} {at}: there is no finished {name} to register; see `ghn train --run {run}`")
+    load_checkpoint(model)
+    return model
 
 
 def _quoted(text: str) -> str:
@@ -146,22 +153,21 @@ def _log_model(run_id: str, checkpoint: Path) -> str:
     """Log the pyfunc model with its code and weights to the run; return its address."""
     import mlflow
 
-    import ghn
-
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Any type hint is inferred as AnyType"
-        )  # specifications and graphs are checked there
+        # specifications and graphs are checked by the model itself
+        warnings.filterwarnings("ignore", "Any type hint is inferred as AnyType")
         info = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(Path(__file__).parent / "serving" / "model.py"),  # its type hints are the signature
+            python_model=str(
+                Path(pipelines.__file__).parent / "serving" / "model.py"
+            ),  # its type hints are the signature
             artifacts={"checkpoint": str(checkpoint)},
-            code_paths=[str(Path(package).parent) for package in (ghn.__file__, __file__)],
-            pip_requirements=[f"{package}=={_version(package)}" for package in _SERVED_WITH],
+            code_paths=[str(Path(package).parent) for package in (ghn.__file__, pipelines.__file__)],
+            pip_requirements=[f"{package}=={_installed(package)}" for package in _SERVED_WITH],
         )
     uri: str = info.model_uri
     return uri
 
 
-def _version(package: str) -> str:
+def _installed(package: str) -> str:
     return importlib.metadata.version(package).partition("+")[0]  # a local build label is not installable elsewhere

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghn.architecture import NoInitialization
 from ghn.errors import EnvironmentSetupError, InputError
+from ghn.networks import NoInitialization
 
 
 def load_model(name: str, *, num_classes: int) -> nn.Module:

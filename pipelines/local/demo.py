@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ghn.errors import EnvironmentSetupError, GHNError, InputError
+from ghn.errors import EnvironmentSetupError, InputError, JobError
 from pipelines.evaluation.report import table
 from pipelines.progress import EVENTS_VARIABLE
 from pipelines.storage import LocalStore
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 _MARKER = "demo.json"
 _POLL_S = 0.3
 _TINY = {
@@ -28,10 +28,6 @@ _TINY = {
     "test_count": 2,
     "test_images": 32,
 }
-
-
-class JobError(GHNError):
-    """A task of the job failed; its own message was shown."""
 
 
 def demo(images: str, out: Path, *, tiny: bool = False) -> str:
@@ -89,7 +85,7 @@ def _clear(out: Path) -> None:
     if out.exists():
         if any(out.iterdir()) and not (out / _MARKER).is_file():
             raise InputError(f"{out} is not empty and holds no earlier demo; choose another --out")
-        from pipelines import embedded_s3
+        from pipelines.local import embedded_s3
 
         embedded_s3.stop(out / "s3")
         shutil.rmtree(out)
@@ -165,11 +161,11 @@ def closing(out: Path, name: str, content: dict[str, Any]) -> str:
         content: of ``report.json``.
 
     """
-    from pipelines.training.data import read_architectures
+    from pipelines.shards.architectures import read_architectures
 
     spec = {}
     if not os.environ.get("AWS_ENDPOINT_URL"):
-        from pipelines import embedded_s3
+        from pipelines.local import embedded_s3
 
         with embedded_s3.running(out / "s3") as client:
             os.environ.update(client)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any, Literal
 
+EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp"})
 Check = Literal["decode", "quick"]
 _START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # whatever the file's name says; nothing that runs programs

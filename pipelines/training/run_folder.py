@@ -1,4 +1,4 @@
-"""What a run folder holds, and the training state that a run goes on from."""
+"""What a run folder holds: the names of its files, the metrics, and which of MLflow's runs it is."""
 
 from __future__ import annotations
 
@@ -6,57 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from ghn.errors import InputError
-from pipelines.settings import Recipe
+from ghn.errors import StorageError
 from pipelines.storage import LocalStore, Store
 
 METRICS_NAME = "metrics.jsonl"
 RECIPE_NAME = "recipe.toml"
 MODEL_NAME = "model"
 AVERAGE_NAME = "model-average"
+TRACKING_NAME = "mlflow.json"
 _SEGMENTS = "metrics"
-
-
-class TrainingState(BaseModel):
-    """The content of a checkpoint's ``state.json``.
-
-    Attributes:
-        step: steps that are done.
-        total_steps: of the recipe.
-        files: SHA-256 of each of the checkpoint's other files.
-        readers: positions of the shard readers.
-        recipe_digest: see :meth:`pipelines.settings.Recipe.digest`.
-        manifests: SHA-256 of the shard sets' manifests.
-        skipped: networks that were skipped so far.
-        sessions: starts of the run so far.
-        optimizer_step: updates that the optimizer did (steps in which every network was skipped are none).
-        tracking_run: MLflow's run, if there is one.
-
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: int = 2
-    step: int
-    total_steps: int
-    files: dict[str, str] = {}
-    readers: dict[str, Any]
-    recipe_digest: str
-    manifests: dict[str, str]
-    skipped: int
-    sessions: int
-    optimizer_step: int
-    tracking_run: str | None = None
-
-
-def check_resumable(where: str, state: TrainingState, recipe: Recipe) -> None:
-    """Raise :class:`InputError` if a state does not belong to this recipe."""
-    if state.recipe_digest != recipe.digest():
-        raise InputError(
-            f"{where} was trained with another recipe (see its {RECIPE_NAME}); give the same recipe, or another --run"
-        )
 
 
 class MetricsLog:
@@ -75,12 +33,17 @@ class MetricsLog:
         self._rows: dict[int, str] = {}  # by step, until a checkpoint behind it is stored
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row."""
+        """Add a row; raises :class:`StorageError` where the disk refuses."""
         line = json.dumps(row) + "\n"
         if self._store is not None:
             self._rows[row["step"]] = line
-        with (self._run / METRICS_NAME).open("a") as stream:
-            stream.write(line)
+        try:
+            with (self._run / METRICS_NAME).open("a") as stream:
+                stream.write(line)
+        except OSError as error:
+            raise StorageError(
+                f"can not write {self._run / METRICS_NAME}: {error.strerror}; free some space"
+            ) from error
 
     def segment(self, step: int) -> tuple[str, bytes] | None:
         """Return key and content of the rows that a checkpoint at a step has to store: those since the last stored one."""
@@ -112,3 +75,12 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def tracked_run(run: Path) -> str | None:
+    """Return MLflow's run of a run folder, ``None`` if training was not tracked."""
+    try:
+        found: str = json.loads((run / TRACKING_NAME).read_text())["run_id"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return found

@@ -22,12 +22,12 @@ from pathlib import Path
 from types import FrameType
 
 from ghn.errors import EnvironmentSetupError, InputError
-from pipelines import embedded_s3
-from pipelines.ports import free_port
+from pipelines.local import embedded_s3
+from pipelines.local.ports import free_port
 from pipelines.progress import emit
 from pipelines.storage import LocalStore
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 STATE = "servers.json"
 _TETHER = REPOSITORY / "dags" / "ghn_airflow" / "tether.py"  # parts end with this process, however it ends
 _PARTS = {
