@@ -40,9 +40,10 @@ test: $(READY) ## Run the tests (at most ten minutes, no root)
 integration: $(READY) ## Run the tests with servers and containers (Docker parts need an engine)
 	$(BIN)/python -m pytest -m integration --durations=25
 
-check: $(READY) ## Run the linter and the type checker
+check: $(READY) ## Run the linter, the import contracts and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=dags $(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
 
 format: $(READY) ## Mend what the linter can mend

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.local.airflow_server import read_state
-from pipelines.local.ports import free_port
+from pipelines.ports import free_port
 from tests.distributed.jobs import GHN_COMMAND
 
 _FINAL = ("success", "failed")

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.local.ports import free_port
+from pipelines.ports import free_port
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.local import embedded_s3
-from pipelines.local.ports import free_port
+from pipelines.ports import free_port
 
 SERVERS = ("rclone", "moto")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.local.ports import free_port
+from pipelines.ports import free_port
 
 BIN = Path(sys.executable).parent
 

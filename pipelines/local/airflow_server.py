@@ -23,7 +23,7 @@ from types import FrameType
 
 from ghn.errors import EnvironmentSetupError, InputError
 from pipelines.local import embedded_s3
-from pipelines.local.ports import free_port
+from pipelines.ports import free_port
 from pipelines.progress import emit
 from pipelines.storage import LocalStore
 

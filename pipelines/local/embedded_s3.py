@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ghn.errors import EnvironmentSetupError
-from pipelines.local.ports import free_port
+from pipelines.ports import free_port
 
 BUCKET = "ghn"
 FOLDER_VARIABLE = "GHN_S3"

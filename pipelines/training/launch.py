@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ghn.errors import EnvironmentSetupError, InputError, TrainingError, TrainingStoppedError
-from pipelines.local.ports import free_port
+from pipelines.ports import free_port
 from pipelines.process import PARENT_VARIABLE
 from pipelines.progress import emit
 from pipelines.recipe import Recipe

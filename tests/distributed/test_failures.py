@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.local.ports import free_port
+from pipelines.ports import free_port
 from pipelines.recipe import load_recipe
 from pipelines.storage import LocalStore
 from pipelines.training.checkpoints import FOLDER, STATE_NAME, latest_state

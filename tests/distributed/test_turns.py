@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from pipelines.local.ports import free_port
+from pipelines.ports import free_port
 from pipelines.training.ranks import Turns
 
 

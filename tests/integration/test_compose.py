@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from ghn.errors import InputError, StorageError
-from pipelines.local.ports import free_port
+from pipelines.ports import free_port
 from pipelines.serving.predict import predict
 from tests.airflow_client import Airflow, until
 from tests.containers import Engine, run
