@@ -1,7 +1,4 @@
-"""Shortest paths in graphs in topological order, and the pairs of nodes that they connect (paper, section 3.2).
-
-Each function has a compiled form and a vectorized one; which is used depends on whether numba is installed.
-"""
+"""Shortest paths in graphs in topological order, and the pairs of nodes that they connect (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ghn import compiled
+from ghn.compiled import compiled
 
 MAX_PATH = 255
 
@@ -27,23 +24,20 @@ def shortest_paths(n: int, edges: Sequence[tuple[int, int]]) -> np.ndarray:
     """
     flat = np.fromiter(itertools.chain.from_iterable(edges), np.int64, 2 * len(edges)).reshape(-1, 2)
     distances = np.full((n, n), MAX_PATH, dtype=np.uint8)  # one less than the length; the most where there is no path
-    (_relax if compiled.AVAILABLE else _relax_rows)(distances, flat)
+    _relax(distances, flat)
     distances += np.uint8(1)  # the most becomes 0
     return distances
 
 
 def connected_pairs(distances: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (u, v, s), each (E,), of all pairs with a path of s = 1 to ``most`` edges, sorted by u, then v."""
-    if not compiled.AVAILABLE:
-        u, v = np.nonzero((distances > 0) & (distances <= most))
-        return u, v, distances[u, v]
     count = _count(distances, most)
     u, v, s = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.uint8)
     _collect(distances, most, u, v, s)
     return u, v, s
 
 
-@compiled.compiled
+@compiled
 def _relax(distances: Any, edges: Any) -> None:
     for i in range(len(edges) - 1, -1, -1):
         u, v = edges[i]
@@ -53,14 +47,7 @@ def _relax(distances: Any, edges: Any) -> None:
             row[w] = min(row[w], np.uint8(min(next_row[w], np.uint8(MAX_PATH - 1)) + np.uint8(1)))
 
 
-def _relax_rows(distances: np.ndarray, edges: np.ndarray) -> None:
-    for u, v in edges[::-1]:
-        row, next_row = distances[u, v + 1 :], distances[v, v + 1 :]
-        distances[u, v] = 0
-        np.minimum(row, np.minimum(next_row, MAX_PATH - 1) + np.uint8(1), out=row)
-
-
-@compiled.compiled
+@compiled
 def _count(distances: Any, most: int) -> int:
     count = 0
     for u in range(len(distances)):
@@ -69,7 +56,7 @@ def _count(distances: Any, most: int) -> int:
     return count
 
 
-@compiled.compiled
+@compiled
 def _collect(distances: Any, most: int, us: Any, vs: Any, lengths: Any) -> None:
     i = 0
     for u in range(len(distances)):

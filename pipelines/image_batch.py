@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ghn import compiled
+from ghn.compiled import compiled
 from ghn.errors import DataError
 from pipelines.recipe import ImageSettings
 from pipelines.sources.images import EXTENSIONS, fit
@@ -115,12 +115,11 @@ def to_batch(
     scale = np.tile(np.float32(1 / (255 * np.array(std))), size)
     offset = np.tile(np.float32(-np.array(mean) / np.array(std)), size)
     images = np.empty((n, size, size * 3), dtype=np.float32)
-    place = place_rows if compiled.AVAILABLE else place_images
     step = max(1, _CHUNK // (3 * size**2))
     for start in range(0, n, step):
         part = slice(start, start + step)
         pixels = np.stack([pixels for pixels, _ in decoded[part]]).reshape(-1, size, size * 3)
-        place(pixels, shifts[part], mirrored[part], scale, offset, images[part])
+        _place_rows(pixels, shifts[part], mirrored[part], scale, offset, images[part])
     labels = torch.tensor([label for _, label in decoded])
     return torch.from_numpy(images).view(n, size, size, 3).permute(0, 3, 1, 2), labels
 
@@ -146,8 +145,8 @@ def _draw(n: int, size: int, kind: Augmentation, rng: np.random.Generator) -> tu
     return rng.integers(-most, most + 1, size=(n, 2)), (rng.random(n) < 0.5) & (kind in ("crop_flip", "imagenet"))
 
 
-@compiled.compiled
-def place_rows(pixels: Any, shifts: Any, mirrored: Any, scale: Any, offset: Any, images: Any) -> None:
+@compiled
+def _place_rows(pixels: Any, shifts: Any, mirrored: Any, scale: Any, offset: Any, images: Any) -> None:
     """Write normalized images (N, S, S * 3), row by row."""
     n, size, width = images.shape
     turned = np.empty(width, dtype=np.uint8)
@@ -168,7 +167,7 @@ def place_rows(pixels: Any, shifts: Any, mirrored: Any, scale: Any, offset: Any,
             _normalize(values[start - 3 * right : end - 3 * right], scale, offset, row[start:end])
 
 
-@compiled.compiled
+@compiled
 def _turn(values: Any, turned: Any) -> None:
     """Write a row's pixels from right to left."""
     n = len(values)
@@ -176,28 +175,8 @@ def _turn(values: Any, turned: Any) -> None:
         turned[x], turned[x + 1], turned[x + 2] = values[n - 3 - x], values[n - 2 - x], values[n - 1 - x]
 
 
-@compiled.compiled
+@compiled
 def _normalize(values: Any, scale: Any, offset: Any, row: Any) -> None:
     """Write ``values * scale + offset``; a function of its own, so that the loop becomes vector instructions."""
     for j in range(len(row)):
         row[j] = np.float32(values[j]) * scale[j] + offset[j]
-
-
-def place_images(
-    pixels: np.ndarray,
-    shifts: np.ndarray,
-    mirrored: np.ndarray,
-    scale: np.ndarray,
-    offset: np.ndarray,
-    images: np.ndarray,
-) -> None:
-    """The same without a compiler."""
-    n, size, _ = images.shape
-    canvas = np.zeros((n, size, size, 3), dtype=np.uint8)
-    for target, image, (down, right), mirror in zip(canvas, pixels, shifts.tolist(), mirrored.tolist(), strict=True):
-        source = image.reshape(size, size, 3)
-        source = source[:, ::-1] if mirror else source
-        rows = (down, size, 0, size - down) if down >= 0 else (0, size + down, -down, size)
-        columns = (right, size, 0, size - right) if right >= 0 else (0, size + right, -right, size)
-        target[rows[0] : rows[1], columns[0] : columns[1]] = source[rows[2] : rows[3], columns[2] : columns[3]]
-    images[:] = canvas.reshape(images.shape) * scale + offset

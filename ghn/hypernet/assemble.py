@@ -56,7 +56,7 @@ class AssembleWeights(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, groups: Sequence[Group], first: Tensor, factors: Tensor, *layers: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.groups = groups
@@ -76,7 +76,7 @@ class AssembleWeights(torch.autograd.Function):
         return tuple(parameters)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         first, factors, *layers = ctx.saved_tensors
         d_first = torch.empty_like(first)
         d_second, d_second_bias, d_last, d_last_bias = [torch.zeros_like(layer) for layer in layers]

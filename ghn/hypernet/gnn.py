@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghn import compiled
 from ghn.hypernet.batch import GraphBatch, Level
 from ghn.hypernet.sweep import GatedSweep
 
@@ -51,7 +50,7 @@ class GatedGNN(nn.Module):
 
     def forward(self, states_Nd: Tensor, batch: GraphBatch) -> Tensor:
         """Return the node states (N, d) after both sweeps."""
-        if compiled.AVAILABLE and states_Nd.device.type == "cpu":
+        if states_Nd.device.type == "cpu":
             return self.sweep_nodes(self.sweep_nodes(states_Nd, batch, reverse=False), batch, reverse=True)
         states_Nd = self.sweep_levels(states_Nd, batch.levels(reverse=False))
         return self.sweep_levels(states_Nd, batch.levels(reverse=True))

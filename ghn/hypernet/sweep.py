@@ -1,7 +1,7 @@
 """The gated sweep, node by node, compiled with numba: the same equations as :mod:`ghn.hypernet.gnn`, for CPUs.
 
 Everything that does not depend on the order of nodes (the recurrent half of the gates, all weight gradients) is a plain
-matrix product outside; the compiled loops only walk the graph. Without numba, or on another device, the level-parallel
+matrix product outside; the compiled loops only walk the graph. On other devices the level-parallel
 form is used instead; the tests hold the two together.
 """
 
@@ -107,7 +107,7 @@ class GatedSweep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, schedule: Schedule, h0: Tensor, gh: Tensor, w_ih: Tensor, b_ih: Tensor,
         w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
     ) -> Tensor:  # fmt: skip
@@ -124,7 +124,7 @@ class GatedSweep(torch.autograd.Function):
         return h
 
     @staticmethod
-    def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor | None, ...]:
         h0, gh, w_ih, w1, w2, received, gates, h, inner, messages = ctx.saved_tensors
         kinds, n, _ = inner.shape
         dh, dmessages = grad_h.clone().contiguous(), torch.zeros_like(messages)

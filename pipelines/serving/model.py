@@ -27,7 +27,7 @@ from pipelines.serving.parameters import predict_file
 from pipelines.serving.request import PredictionRequest, count_values, graph_of
 
 
-class ParameterPredictor(PythonModel):  # type: ignore[misc]
+class ParameterPredictor(PythonModel):
     """Predict the parameters of each given architecture."""
 
     def load_context(self, context: PythonModelContext) -> None:

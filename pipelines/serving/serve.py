@@ -38,7 +38,11 @@ def serve(uri: str, tracking_uri: str | None, *, host: str, port: int, workers: 
 
     folder = fetch_served(uri, tracking_uri, _cache())
     command, environment = scoring_server.get_cmd(
-        str(folder), port, host, timeout=_above(limits.seconds), nworkers=workers
+        str(folder),
+        port,
+        host,  # type: ignore[arg-type] # declared as a number
+        timeout=_above(limits.seconds),
+        nworkers=workers,
     )
     program, *arguments = shlex.split(command)
     if program != "uvicorn":

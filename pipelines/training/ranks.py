@@ -160,7 +160,7 @@ class _Watch:
         beats = 0
         while True:
             beats += 1
-            self._answered(lambda beats=beats: self._store.set(_key(self._rank), f"{beats} {self._entered}"))  # type: ignore[misc]
+            self._answered(lambda beats=beats: self._store.set(_key(self._rank), f"{beats} {self._entered}"))
             since = self._since
             if since is not None and time.monotonic() - since > self._timeout_s:
                 self._give_up(self._silent())

@@ -142,7 +142,7 @@ class Tracker:
         ]
         client = mlflow.MlflowClient(self._uri)
         for start in range(0, len(points), _AT_ONCE):
-            client.log_batch(self.run_id, metrics=points[start : start + _AT_ONCE])
+            client.log_batch(str(self.run_id), metrics=points[start : start + _AT_ONCE])
 
     def _attempt(self, action: Any) -> bool:
         """Do something with MLflow; whatever goes wrong there is reported once, until it works again."""
