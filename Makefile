@@ -7,8 +7,8 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKS := $(wildcard infra/lock/*.txt)
 
-.PHONY: help setup demo smoke airflow test integration check format parity bench docker compose-env \
-	lock lock-check audit licences sbom clean
+.PHONY: help setup hooks demo smoke airflow test integration check format docs parity bench docker compose-env \
+	lock lock-check audit release licences sbom clean
 
 help: ## Show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ check: $(READY) ## Run the linter, the import contracts and the type checker
 	PYTHONPATH=dags $(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
 
+hooks: $(READY) ## Let git run the quick part of `make check` before each commit
+	$(BIN)/pre-commit install
+
 format: $(READY) ## Mend what the linter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -73,6 +76,11 @@ lock-check: $(READY) ## Ask the registry whether the locks resolve and their fil
 
 audit: $(READY) ## Look for known vulnerabilities; fails with 3, not 1, where no vulnerability service can be asked
 	$(BIN)/python -m infra.supply.audit
+
+release: check ## Build the wheel and the source archive into dist/, and check what a package page would show
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/twine check --strict dist/*
 
 licences: $(READY) ## Write docs/licences.md; fails where a licence is unknown or not allowed
 	$(BIN)/python -m infra.supply.licences
