@@ -88,5 +88,5 @@ licences: $(READY) ## Write docs/licences.md; fails where a licence is unknown o
 sbom: $(READY) ## Write build/sbom.json (CycloneDX); IMAGE=ghn-train looks into that image, Debian packages too
 	$(BIN)/python -m infra.supply.sbom $(if $(IMAGE),--image $(IMAGE)) --out build/sbom.json
 
-clean: ## Remove everything that was made here
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove everything that was made here but runs/, which holds what you trained
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -128,16 +128,15 @@ with DAG(
         return made["parts"]
 
     made = commands()
-    where = {"backend": "{{ params.backend }}"}
     score = GhnOperator.partial(
-        task_id="score", map_index_template="{{ task.arguments[-1][8:] }} {{ task.arguments[-2][7:] }}", **where
+        task_id="score",
+        map_index_template="{{ task.arguments[-1].partition('=')[2] }} {{ task.arguments[-2].partition('=')[2] }}",
     ).expand(arguments=parts(made))
-    champion = GhnOperator(task_id="champion", arguments=made["champion"], **where)
+    champion = GhnOperator(task_id="champion", arguments=made["champion"])
     summarize = GhnOperator(
         task_id="summarize",
         trigger_rule="none_failed",  # there may be no champion
         arguments=made["summarize"],
-        **where,
     )
 
     @task(outlets=[EVALUATION], retries=0)
@@ -147,7 +146,7 @@ with DAG(
             raise AirflowSkipException("an evaluation with limits, or without val, promotes nothing")
         get_current_context()["outlet_events"][EVALUATION].extra = said
 
-    report = GhnOperator(task_id="report", arguments=made["report"], **where)
-    alert = GhnOperator(task_id="alert", arguments=made["alert"], retries=0, **where)
+    report = GhnOperator(task_id="report", arguments=made["report"])
+    alert = GhnOperator(task_id="alert", arguments=made["alert"], retries=0)
     score >> champion >> summarize >> report >> alert
     summarize >> announce(made["announce"])

@@ -94,12 +94,11 @@ with DAG(
         }
 
     made = commands()
-    where = {"backend": "{{ params.backend }}"}
-    plan = GhnOperator(task_id="plan", arguments=made["plan"], **where)
+    plan = GhnOperator(task_id="plan", arguments=made["plan"])
     train = GhnOperator(
-        task_id="train", arguments=made["train"], nodes="{{ params.nodes }}", pool=defaults.TRAINING_POOL, **where
+        task_id="train", arguments=made["train"], nodes="{{ params.nodes }}", pool=defaults.TRAINING_POOL
     )
     register = GhnOperator(
-        task_id="register", arguments=made["register"], outlets=[CANDIDATE], announce=made["announce"], **where
+        task_id="register", arguments=made["register"], outlets=[CANDIDATE], announce=made["announce"]
     )
     plan >> train >> register

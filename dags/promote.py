@@ -39,4 +39,4 @@ with DAG(
         chosen = options(name=given["name"], split=given["splits"], dry_run=given["dry_run"])
         return {"promote": ["promote", *chosen]}
 
-    GhnOperator(task_id="promote", arguments=commands()["promote"], backend="{{ params.backend }}")
+    GhnOperator(task_id="promote", arguments=commands()["promote"])

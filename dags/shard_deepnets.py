@@ -99,15 +99,14 @@ with DAG(
 
     made = commands()
     train = GhnOperator.partial(
-        task_id="train_part", backend="{{ params.backend }}", map_index_template="{{ task.arguments[-1][7:] }}"
+        task_id="train_part", map_index_template="{{ task.arguments[-1].partition('=')[2] }}"
     ).expand(arguments=parts(made))
-    others = GhnOperator(task_id="evaluated_splits", arguments=made["others"], backend="{{ params.backend }}")
-    predefined = GhnOperator(task_id="predefined", arguments=made["predefined"], backend="{{ params.backend }}")
+    others = GhnOperator(task_id="evaluated_splits", arguments=made["others"])
+    predefined = GhnOperator(task_id="predefined", arguments=made["predefined"])
     verify = GhnOperator(
         task_id="verify",
         trigger_rule="none_failed",  # some of the splits may not be asked for
         arguments=made["verify"],
-        backend="{{ params.backend }}",
         outlets=[DEEPNETS],
         announce=made["announce"],
     )

@@ -61,11 +61,10 @@ with DAG(
         }
 
     made = commands()
-    shard = GhnOperator(task_id="shard", arguments=made["shard"], backend="{{ params.backend }}")
+    shard = GhnOperator(task_id="shard", arguments=made["shard"])
     verify = GhnOperator(
         task_id="verify",
         arguments=made["verify"],
-        backend="{{ params.backend }}",
         outlets=[IMAGES],
         announce=made["announce"],
     )

@@ -9,9 +9,9 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param
 
+from ghn_airflow.defaults import EVALUATED
 from ghn_airflow.operator import GhnOperator
 
-EVALUATED = ("val", "test", "wide", "deep", "dense", "bnfree", "predefined")
 IMAGE_SIZE = "16"
 
 PARAMS = {
@@ -49,7 +49,7 @@ with DAG(
 
     def ghn(task_id: str, *arguments: str) -> GhnOperator:
         """One task, one command, as a client of the run's object store."""
-        return GhnOperator(task_id=task_id, arguments=arguments, environment={"GHN_S3": f"{RUN}/s3"})
+        return GhnOperator(task_id=task_id, arguments=arguments, environment={"GHN_S3": f"{RUN}/s3"}, backend="local")
 
     def train(task_id: str, *more: str) -> GhnOperator:
         """A session of the same training; the second one resumes."""

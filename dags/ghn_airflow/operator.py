@@ -28,7 +28,7 @@ class GhnOperator(BaseOperator):
     Args:
         arguments: the command line behind ``ghn``; templated, empty strings are left out.
         environment: variables added to the task's own; templated.
-        backend: ``local``, ``hosts``, ``container`` or ``kubernetes``; templated.
+        backend: ``local``, ``hosts``, ``container`` or ``kubernetes``; templated. By default what the run's form says.
         nodes: on how many it runs; templated.
         announce: what the asset events of the outlets say (their ``extra``).
 
@@ -42,7 +42,7 @@ class GhnOperator(BaseOperator):
         *,
         arguments: Sequence[str],
         environment: dict[str, str] | None = None,
-        backend: str = "local",
+        backend: str = "{{ params.backend }}",
         nodes: int | str = 1,
         announce: dict[str, Any] | None = None,
         **kwargs: Any,

@@ -77,7 +77,7 @@ def test_the_real_command_runs_and_its_errors_are_told() -> None:
     lines: list[str] = []
     choose("local").run(job("--version"), lines.append)
     assert lines == ["ghn, version 0.1.0"]
-    with pytest.raises(BackendError, match=r"exit code 2: ghn: no recipe 'nothing'") as caught:
+    with pytest.raises(BackendError, match=r"exit code 2; its last lines: ghn: no recipe 'nothing'") as caught:
         choose("local").run(job("train", "--recipe=nothing"), lines.append)
     assert caught.value.final  # another try would end in the same way
     with pytest.raises(BackendError, match="one node, not 2"):
@@ -93,7 +93,7 @@ def test_one_failure_ends_all_and_names_the_node() -> None:
     scripts = ("import os, time; print(os.getpid(), flush=True); time.sleep(600)", "import sys; sys.exit('broken')")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ghn_airflow.backends.base._AFTER_FAILURE_S", 0.5)
-        with pytest.raises(BackendError, match="on n1: broken") as caught:
+        with pytest.raises(BackendError, match="on n1 failed with exit code 1; its last lines: broken") as caught:
             bare.run_processes(processes(*scripts), lines.append, 5)
     assert not caught.value.final
     gone(int(next(line for line in lines if "[n0]" in line).split()[1]))

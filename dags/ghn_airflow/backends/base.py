@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 _TETHER = Path(__file__).resolve().parents[1] / "tether.py"
@@ -20,8 +20,16 @@ _AFTER_FAILURE_S = 15.0
 """For which the other nodes may go on after one failed: they end by themselves, with better messages."""
 
 FINAL_CODES = (2, 7)
-"""Exit codes of ``ghn`` for wrong input and for alarms."""
+"""Exit codes of ``ghn`` for wrong input and for alarms (``ghn.errors``); a DAG's process does not import that."""
 NOTHING_TO_DO = 99
+
+PASSED = (
+    *("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "GHN_ARTIFACTS"),
+    *("GHN_S3_ADDRESSING", "GHN_S3_DEADLINE_S", "GHN_S3_PART_MIB", "GHN_S3_PARALLEL"),
+    *("MLFLOW_S3_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS"),
+)
+"""A worker's variables that a command elsewhere needs and that are not secret."""
+RENDEZVOUS_PORT = 29531
 
 Log = Callable[[str], None]
 
@@ -39,6 +47,14 @@ class BackendError(RuntimeError):
 
 class NothingToDoError(Exception):
     """The command found nothing to do; the message says why."""
+
+
+def raise_for(what: str, code: int | None, last: Sequence[str]) -> NoReturn:
+    """Raise what an exit code (``None``: it is not known) and the last lines of a command say."""
+    if code == NOTHING_TO_DO:
+        raise NothingToDoError(" | ".join(last[-1:]))
+    ended = "failed" if code is None else f"failed with exit code {code}"
+    raise BackendError(f"{what} {ended}; its last lines: {' | '.join(last)}", final=code in FINAL_CODES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +136,8 @@ class ProcessBackend(Backend):
         failed = self._failed if self._failed is not None else next((i for i, code in enumerate(codes) if code), None)
         if failed is None:
             return
-        if codes[failed] == NOTHING_TO_DO:
-            raise NothingToDoError(" | ".join(tails[failed][-1:]))
         where = f" on {processes[failed].label}" if processes[failed].label else ""
-        message = f"exit code {codes[failed]}{where}: " + " | ".join(tails[failed])
-        raise BackendError(message, final=codes[failed] in FINAL_CODES)
+        raise_for(f"the command{where}", codes[failed], tails[failed])
 
     def _follow(self, processes: Sequence[Process], tell: Callable[[int, str], None], stop_s: float) -> None:
         """Start the commands and tell their lines, until all have ended or it is time to stop them."""

@@ -11,11 +11,10 @@ import os
 import shlex
 import subprocess
 
-from ghn_airflow.backends.base import BackendError, Job, Log, Process, ProcessBackend
+from ghn_airflow.backends.base import PASSED, RENDEZVOUS_PORT, BackendError, Job, Log, Process, ProcessBackend
 
 IMAGE_VARIABLE, DOCKER_VARIABLE, VOLUMES_VARIABLE = "GHN_IMAGE", "GHN_DOCKER", "GHN_CONTAINER_VOLUMES"
-_PASSED = ("AWS_", "MLFLOW_", "GHN_CACHE", "GHN_GIT_COMMIT", "GHN_IMAGE_DIGEST", "OMP_NUM_THREADS")
-_PORT = "29531"
+_PASSED = (*PASSED, "AWS_", "MLFLOW_", "GHN_CACHE", "GHN_GIT_COMMIT", "GHN_IMAGE_DIGEST")  # by their beginnings
 
 
 class ContainerBackend(ProcessBackend):
@@ -57,24 +56,15 @@ class ContainerBackend(ProcessBackend):
     def _process(self, job: Job, names: list[str], i: int) -> Process:
         """Return the client that runs one container and passes signals on to it."""
         environment = {**os.environ, **job.environment}
-        command = [
-            *self._docker,
-            "run",
-            "--rm",
-            "--init",
-            "--name",
-            names[i],
-            "--hostname",
-            names[i],
-            "--entrypoint",
-            "ghn",
-        ]
+        command = [*self._docker, "run", "--rm", "--init", "--name", names[i], "--hostname", names[i]]
+        command += ["--entrypoint", "ghn"]
         command += [part for name in sorted(environment) if name.startswith(_PASSED) for part in ("--env", name)]
         for volume in os.environ.get(VOLUMES_VARIABLE, "").split():
             command += ["--volume", volume]
         if job.nodes > 1:
-            ranks = {"RANK": str(i), "WORLD_SIZE": str(job.nodes), "MASTER_ADDR": names[0], "MASTER_PORT": _PORT}
-            command += ["--network", job.name, *(part for item in ranks.items() for part in ("--env", "=".join(item)))]
+            ranks = {"RANK": i, "WORLD_SIZE": job.nodes, "MASTER_ADDR": names[0], "MASTER_PORT": RENDEZVOUS_PORT}
+            command += ["--network", job.name]
+            command += [part for name, value in ranks.items() for part in ("--env", f"{name}={value}")]
         elif network := os.environ.get("GHN_CONTAINER_NETWORK"):
             command += ["--network", network]
         command += [_image(), *job.arguments]

@@ -15,17 +15,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ghn_airflow.backends.base import FINAL_CODES, NOTHING_TO_DO, Backend, BackendError, Job, Log, NothingToDoError
+from ghn_airflow.backends.base import (
+    FINAL_CODES,
+    NOTHING_TO_DO,
+    PASSED,
+    RENDEZVOUS_PORT,
+    Backend,
+    BackendError,
+    Job,
+    Log,
+    raise_for,
+)
 
-_PORT = 29531
 _POLL_S = 5.0
 _BACKOFF_LIMIT = 3
 _CONTAINER = "ghn"
-_PASSED = (
-    *("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "GHN_ARTIFACTS", "GHN_S3_ADDRESSING"),
-    *("MLFLOW_S3_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS"),
-)
-"""Variables that are not secret; an address that holds a password belongs into the Secret, not to the worker."""
 _NOT_FOUND, _CONFLICT = 404, 409
 _INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 
@@ -49,16 +53,44 @@ def settings() -> dict[str, str]:
 def render(job: Job, given: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the Service (for more than one node) and the Job, ready to be sent."""
     labels = {"app": "ghn", "app.kubernetes.io/part-of": "ghn", "ghn-job": job.name}
-    known = {**os.environ, **job.environment}
-    environment: list[dict[str, Any]] = [{"name": name, "value": known[name]} for name in _PASSED if name in known]
-    if job.nodes > 1:
-        environment += [
-            {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}},
-            {"name": "WORLD_SIZE", "value": str(job.nodes)},
-            {"name": "MASTER_ADDR", "value": f"{job.name}-0.{job.name}"},
-            {"name": "MASTER_PORT", "value": str(_PORT)},
-            {"name": "GLOO_SOCKET_IFNAME", "value": "eth0"},
-        ]
+    failed_for_good = {
+        "action": "FailJob",  # another try would end in the same way
+        "onExitCodes": {"containerName": _CONTAINER, "operator": "In", "values": [*FINAL_CODES, NOTHING_TO_DO]},
+    }
+    manifest = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": job.name, "labels": labels},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": job.nodes,
+            "parallelism": job.nodes,
+            "backoffLimit": _BACKOFF_LIMIT * job.nodes,  # all ranks end when one does, and find the checkpoint
+            "podFailurePolicy": {"rules": [failed_for_good]},
+            "activeDeadlineSeconds": int(given["deadline_s"]),
+            "template": {"metadata": {"labels": labels}, "spec": _pod(job, given)},
+        },
+    }
+    return [_service(job, labels), manifest] if job.nodes > 1 else [manifest]
+
+
+def _service(job: Job, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return the headless Service that gives the pods names."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": job.name, "labels": labels},
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {"ghn-job": job.name},
+            "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT}],
+        },
+    }
+
+
+def _pod(job: Job, given: Mapping[str, str]) -> dict[str, Any]:
+    """Return what each pod is: one container without rights, and the shared volume, if there is one."""
     resources = {"cpu": given["cpu"], "memory": given["memory"]}
     if given["gpus"] != "0":
         resources["nvidia.com/gpu"] = given["gpus"]
@@ -67,7 +99,7 @@ def render(job: Job, given: Mapping[str, str]) -> list[dict[str, Any]]:
         "image": given["image"],
         "command": ["ghn"],
         "args": list(job.arguments),
-        "env": environment,
+        "env": _environment(job),
         "envFrom": [{"secretRef": {"name": given["secret"]}}],
         "resources": {"limits": resources, "requests": resources},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
@@ -84,43 +116,25 @@ def render(job: Job, given: Mapping[str, str]) -> list[dict[str, Any]]:
     if given["claim"]:
         container["volumeMounts"] = [{"name": "work", "mountPath": "/mnt/ghn"}]
         pod["volumes"] = [{"name": "work", "persistentVolumeClaim": {"claimName": given["claim"]}}]
-    manifest = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": job.name, "labels": labels},
-        "spec": {
-            "completionMode": "Indexed",
-            "completions": job.nodes,
-            "parallelism": job.nodes,
-            "backoffLimit": _BACKOFF_LIMIT * job.nodes,  # all ranks end when one does, and find the checkpoint
-            "podFailurePolicy": {
-                "rules": [
-                    {
-                        "action": "FailJob",  # another try would end in the same way
-                        "onExitCodes": {
-                            "containerName": _CONTAINER,
-                            "operator": "In",
-                            "values": [*FINAL_CODES, NOTHING_TO_DO],
-                        },
-                    }
-                ]
-            },
-            "activeDeadlineSeconds": int(given["deadline_s"]),
-            "template": {"metadata": {"labels": labels}, "spec": pod},
-        },
-    }
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": job.name, "labels": labels},
-        "spec": {
-            "clusterIP": "None",
-            "publishNotReadyAddresses": True,
-            "selector": {"ghn-job": job.name},
-            "ports": [{"name": "rendezvous", "port": _PORT}],
-        },
-    }
-    return [service, manifest] if job.nodes > 1 else [manifest]
+    return pod
+
+
+def _environment(job: Job) -> list[dict[str, Any]]:
+    """Return the worker's variables that are not secret, and, for more than one node, those of the rendezvous.
+
+    An address that holds a password belongs into the Secret, not to the worker.
+    """
+    known = {**os.environ, **job.environment}
+    environment: list[dict[str, Any]] = [{"name": name, "value": known[name]} for name in PASSED if name in known]
+    if job.nodes > 1:
+        environment += [
+            {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{_INDEX_ANNOTATION}']"}}},
+            {"name": "WORLD_SIZE", "value": str(job.nodes)},
+            {"name": "MASTER_ADDR", "value": f"{job.name}-0.{job.name}"},
+            {"name": "MASTER_PORT", "value": str(RENDEZVOUS_PORT)},
+            {"name": "GLOO_SOCKET_IFNAME", "value": "eth0"},
+        ]
+    return environment
 
 
 class KubernetesBackend(Backend):
@@ -207,7 +221,7 @@ class KubernetesBackend(Backend):
             if outcome == "Complete":
                 return
             if outcome is not None:  # it stays, to be looked at, until the next try
-                _raise_for(f"{namespace}/{job.name}", *_failed_pod(core, job.name, namespace))
+                raise_for(f"the Job {namespace}/{job.name}", *_failed_pod(core, job.name, namespace))
             self._stopping.wait(float(given["poll_s"]))
 
     def _delete(self, job: Job, namespace: str, batch: Any, core: Any) -> None:
@@ -221,15 +235,6 @@ class KubernetesBackend(Backend):
                     raise
         while _get(batch, job.name, namespace) is not None:  # until its pods are gone
             time.sleep(0.5)
-
-
-def _raise_for(name: str, code: int | None, last: list[str]) -> None:
-    """Raise what the exit code and the last lines of the pod that failed say."""
-    if code == NOTHING_TO_DO:
-        raise NothingToDoError(" | ".join(last[-1:]))
-    how = "" if code is None else f" with exit code {code}"
-    message = f"the Job {name} failed{how}; its last lines: " + " | ".join(last)
-    raise BackendError(message, final=code in FINAL_CODES)
 
 
 def _load_configuration(config: Any) -> None:
