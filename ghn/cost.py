@@ -180,7 +180,7 @@ class Cost(NamedTuple):
     saved_bytes: float
 
 
-UNKNOWN = Cost(5.0, 0.0)
+_UNKNOWN = Cost(5.0, 0.0)
 """Of a network that is none of the search space: dealt among the first, and never refused for its memory."""
 
 
@@ -209,10 +209,10 @@ class CostModel:
     def estimate(self, spec: object, images: int) -> Cost:
         """Return the estimated cost of a forward and backward pass of one network on so many images.
 
-        Networks from other libraries count as :data:`UNKNOWN`.
+        Networks from other libraries count as :data:`_UNKNOWN`.
         """
         if not isinstance(spec, ArchitectureSpec):
-            return UNKNOWN
+            return _UNKNOWN
         amounts = amounts_of([spec], images)[0]
         return Cost(float(amounts @ np.array(self.seconds)), float(amounts @ np.array(self.saved_bytes)))
 

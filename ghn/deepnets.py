@@ -166,7 +166,7 @@ class DeepNets(Sequence[Architecture]):
         for k, (primitive_id, cell, name_id) in enumerate(rows.tolist()):
             try:
                 primitive, kernel = _primitive(self._primitives[primitive_id])
-                name = parameter_name(self._op_names[name_id], cell)
+                name = _parameter_name(self._op_names[name_id], cell)
             except KeyError as error:
                 raise self._foreign(f"{where}, node {k} refers to number {error}, which has no name") from None
             if primitive in ("max_pool", "avg_pool"):
@@ -208,7 +208,7 @@ def _primitive(extended: str) -> tuple[str, int]:
     return ("bias" if name == "fc-b" else name), int(size or 3)
 
 
-def parameter_name(op_name: str, cell: int) -> str:
+def _parameter_name(op_name: str, cell: int) -> str:
     """Return the full parameter name of a node's op name, which is relative to its cell.
 
     The published files leave parts of some names out; they are put back.

@@ -14,7 +14,7 @@ from ghn.hypernet import GHN
 from ghn.prediction import Coverage, coverage, predict
 from ghn.tracing.trace import trace
 
-USUAL_IMAGE_SIZES = (224, 32, 64, 96, 128, 160, 192, 256, 288, 299, 384)
+_USUAL_IMAGE_SIZES = (224, 32, 64, 96, 128, 160, 192, 256, 288, 299, 384)
 
 
 def initialize(
@@ -49,7 +49,7 @@ def initialize(
         raise InputError(
             f"parameter {on_meta!r} is on the meta device and can hold no values; build the module elsewhere"
         )
-    graph = trace(module, usual_input(module) if example_input is None else example_input)
+    graph = trace(module, _usual_input(module) if example_input is None else example_input)
     with torch.no_grad():
         predicted = predict(hypernet, graph, allow_default=allow_default, allow_other_classes=allow_other_classes)
         for name, tensor in predicted.items():
@@ -57,7 +57,7 @@ def initialize(
     return coverage(graph)
 
 
-def usual_input(module: nn.Module) -> Tensor:
+def _usual_input(module: nn.Module) -> Tensor:
     """Return the first colour image of a usual size (on the meta device, batch of 1) that a module can be traced on.
 
     Raises:
@@ -65,7 +65,7 @@ def usual_input(module: nn.Module) -> Tensor:
 
     """
     first: InputError | None = None
-    for size in USUAL_IMAGE_SIZES:
+    for size in _USUAL_IMAGE_SIZES:
         image = torch.empty(1, 3, size, size, device="meta")
         try:
             trace(module, image)
@@ -74,7 +74,7 @@ def usual_input(module: nn.Module) -> Tensor:
         else:
             return image
     raise InputError(
-        f"no usual image size fits; pass example_input. With {USUAL_IMAGE_SIZES[0]} pixels: {first}"
+        f"no usual image size fits; pass example_input. With {_USUAL_IMAGE_SIZES[0]} pixels: {first}"
     ) from first
 
 

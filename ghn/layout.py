@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 from ghn.errors import InputError
 from ghn.genotype import ArchitectureSpec
 
-VIT_MAP_SIZE_LARGE = 14
+_VIT_MAP_SIZE_LARGE = 14
 Preprocess = Literal["conv", "factorized_reduce", "slice", "identity"]
-StemKind = Literal["plain", "double", "vit"]
+_StemKind = Literal["plain", "double", "vit"]
 
 
 class OpLayout(NamedTuple):
@@ -62,7 +62,7 @@ class Layout:
     """Everything that exists in one network; see :func:`layout`."""
 
     spec: ArchitectureSpec
-    stem: StemKind
+    stem: _StemKind
     stem_channels: int
     stem_second_live: bool
     pos_enc_size: int
@@ -91,7 +91,7 @@ def layout(spec: ArchitectureSpec, *, prune: bool = True) -> Layout:
     present = _present(spec)
     if not present[-1][-1]:
         raise InputError("architecture is invalid: no operation connects its input to its output")
-    stem: StemKind = "vit" if spec.is_vit else ("double" if spec.stem_type == 1 else "plain")
+    stem: _StemKind = "vit" if spec.is_vit else ("double" if spec.stem_type == 1 else "plain")
     stem_channels = 3 * spec.C if stem == "plain" and spec.preproc and not spec.large_images else spec.C
     existing = _needed(spec, present) if prune else [_not_none(spec, i in spec.reductions) for i in range(spec.n_cells)]
 
@@ -218,7 +218,7 @@ def _preprocess(spec: ArchitectureSpec, *, after_reduction: bool) -> Preprocess:
 
 
 def _vit_map_size(spec: ArchitectureSpec) -> int:
-    return VIT_MAP_SIZE_LARGE * spec.image_size // 224 if spec.large_images else (spec.image_size - 1) // 3 + 1
+    return _VIT_MAP_SIZE_LARGE * spec.image_size // 224 if spec.large_images else (spec.image_size - 1) // 3 + 1
 
 
 def _final_map_size(spec: ArchitectureSpec) -> int:

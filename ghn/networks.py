@@ -79,7 +79,7 @@ class _FactorizedReduce(nn.Module):
         return self.bn(torch.cat([self.conv_1(x_NCHW), self.conv_2(shifted[:, :, 1:, 1:])], dim=1))
 
 
-class Slice(nn.Module):
+class _Slice(nn.Module):
     """Keep every second pixel."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class Cell(nn.Module):
             elif kind == "factorized_reduce":
                 self.add_module(name, _FactorizedReduce(c_in, cell.C, norm))
             elif kind is not None:
-                self.add_module(name, Slice() if kind == "slice" else nn.Identity())
+                self.add_module(name, _Slice() if kind == "slice" else nn.Identity())
         self._ops = nn.ModuleDict({str(op.number): _build_op(op, cell.C, norm) for op in cell.ops})
 
     def forward(self, input0: Tensor | None, input1: Tensor | None) -> Tensor | None:

@@ -11,8 +11,8 @@ from typing import Any
 from ghn.graph import GRAPH_REVISION
 from pipelines.recipe import Recipe
 
-COMMIT_VARIABLE = "GHN_GIT_COMMIT"
-IMAGE_VARIABLE = "GHN_IMAGE_DIGEST"
+_COMMIT_VARIABLE = "GHN_GIT_COMMIT"
+_IMAGE_VARIABLE = "GHN_IMAGE_DIGEST"
 
 
 def tags(recipe: Recipe, manifests: Mapping[str, str]) -> dict[str, str]:
@@ -26,7 +26,7 @@ def tags(recipe: Recipe, manifests: Mapping[str, str]) -> dict[str, str]:
         manifests: SHA-256 of each shard set's manifest by its kind.
 
     """
-    known = {"mlflow.source.git.commit": commit(), "ghn.image_digest": os.environ.get(IMAGE_VARIABLE, "")}
+    known = {"mlflow.source.git.commit": commit(), "ghn.image_digest": os.environ.get(_IMAGE_VARIABLE, "")}
     return {
         "ghn.recipe": recipe.name,
         "ghn.recipe_digest": recipe.digest(),
@@ -38,7 +38,7 @@ def tags(recipe: Recipe, manifests: Mapping[str, str]) -> dict[str, str]:
 
 def commit() -> str:
     """Return the commit of this code, with ``-dirty`` if files were changed since, or an empty string."""
-    if given := os.environ.get(COMMIT_VARIABLE):
+    if given := os.environ.get(_COMMIT_VARIABLE):
         return given
     here = Path(__file__).resolve().parents[1]
     if not (here / ".git").exists():

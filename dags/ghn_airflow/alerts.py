@@ -7,7 +7,7 @@ import logging
 import urllib.request
 from typing import Any
 
-ALERT_CONNECTION = "ghn_alerts"
+_ALERT_CONNECTION = "ghn_alerts"
 _TIMEOUT_S = 10.0
 
 
@@ -38,7 +38,7 @@ def _address(log: logging.Logger) -> str:
     try:
         from airflow.sdk import Connection
 
-        found = Connection.get(ALERT_CONNECTION)
+        found = Connection.get(_ALERT_CONNECTION)
     except Exception as error:  # no such connection, or none can be read where this runs
         log.debug("no alert connection: %s", error)
         return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-S3_CONNECTION, MLFLOW_CONNECTION = "ghn_s3", "ghn_mlflow"
+_S3_CONNECTION, _MLFLOW_CONNECTION = "ghn_s3", "ghn_mlflow"
 
 
 def connection_environment() -> dict[str, str]:
@@ -14,7 +14,7 @@ def connection_environment() -> dict[str, str]:
     ``tracking_uri``, or host, port and schema of the server; login and password if it asks for them. Airflow masks passwords.
     """
     variables: dict[str, Any] = {}
-    if (s3 := _find(S3_CONNECTION)) is not None:
+    if (s3 := _find(_S3_CONNECTION)) is not None:
         extra = s3.extra_dejson
         variables |= {
             "AWS_ACCESS_KEY_ID": s3.login,
@@ -23,7 +23,7 @@ def connection_environment() -> dict[str, str]:
             "MLFLOW_S3_ENDPOINT_URL": extra.get("endpoint_url"),
             "AWS_DEFAULT_REGION": extra.get("region_name"),
         }
-    if (mlflow := _find(MLFLOW_CONNECTION)) is not None:
+    if (mlflow := _find(_MLFLOW_CONNECTION)) is not None:
         address = f"{mlflow.schema or 'http'}://{mlflow.host}" + (f":{mlflow.port}" if mlflow.port else "")
         variables |= {
             "MLFLOW_TRACKING_URI": mlflow.extra_dejson.get("tracking_uri") or (address if mlflow.host else None),

@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from ghn_airflow.backends import Backend, BackendError, Job, NothingToDoError, choose
 from ghn_airflow.connections import connection_environment
 
-STOP_S = 40.0
+_STOP_S = 40.0
 """For which a command may take to stop, where it is not tied to the task (containers, Jobs), and where the command before failed.
 
 Airflow itself kills a task five seconds after it asked it to stop; local processes end with it, without another checkpoint.
@@ -74,7 +74,7 @@ class GhnOperator(BaseOperator):
             arguments=arguments,
             environment={**connection_environment(), **self.environment},
             nodes=int(self.nodes),
-            stop_s=STOP_S,
+            stop_s=_STOP_S,
         )
         try:
             self._running.run(job, lambda line: self.log.info("%s", as_sentence(line)))

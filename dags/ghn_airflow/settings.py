@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import Asset
 
-ANNOUNCED = ("name", "images", "deepnets", "splits")
+_ANNOUNCED = ("name", "images", "deepnets", "splits")
 """What events may say; everything else is decided by parameters and their defaults."""
 
 
@@ -27,7 +27,7 @@ def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
         for asset in inlets:
             events += list(context["inlet_events"][asset])[-1:]
     for event in events:
-        for key in ANNOUNCED:
+        for key in _ANNOUNCED:
             if key in settings and key in event.extra:
                 # checked as a form is: whoever may post events could say anything
                 settings[key] = context["dag"].params.get_param(key).resolve(event.extra[key])

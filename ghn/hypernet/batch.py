@@ -96,12 +96,12 @@ class GraphBatch:
         """Return the sweep from inputs to outputs, or with all edges reversed (compiled: it takes as long as the sweep)."""
         total, most = len(self.primitives), MAX_VIRTUAL_DISTANCE if self.virtual_edges else 0
         matrices = [graph.distances if reverse else np.ascontiguousarray(graph.distances.T) for graph in self.graphs]
-        count = sum(count_edges(matrix, most) for matrix in matrices)
+        count = sum(_count_edges(matrix, most) for matrix in matrices)
         starts = np.zeros(total + 1, dtype=np.int64)
         sources, lengths = np.empty(count, dtype=np.int32), np.empty(count, dtype=np.uint8)  # there are many edges
         first = 0
         for matrix in matrices:
-            fill_schedule(matrix, most, first, total, starts, sources, lengths)
+            _fill_schedule(matrix, most, first, total, starts, sources, lengths)
             first += len(matrix)
         nodes = np.arange(total)
         return Schedule(order=nodes[::-1].copy() if reverse else nodes, starts=starts, sources=sources, lengths=lengths)
@@ -136,7 +136,7 @@ class GraphBatch:
 
 
 @compiled
-def count_edges(distances: Any, most: int) -> int:
+def _count_edges(distances: Any, most: int) -> int:
     """Count the messages along real and virtual edges in a matrix of distances (targets, sources)."""
     count = 0
     for target in range(len(distances)):
@@ -146,7 +146,7 @@ def count_edges(distances: Any, most: int) -> int:
 
 
 @compiled
-def fill_schedule(distances: Any, most: int, first: int, total: int, starts: Any, sources: Any, lengths: Any) -> None:
+def _fill_schedule(distances: Any, most: int, first: int, total: int, starts: Any, sources: Any, lengths: Any) -> None:
     """Write the edges of one graph, whose nodes are numbered from ``first``, behind those of the graphs before it."""
     end = starts[first]
     for target in range(len(distances)):

@@ -18,7 +18,7 @@ from ghn.errors import DataError, InputError
 from ghn.evaluation import PREDICTED, RANDOM, Metric
 
 SCHEMA_VERSION: Literal[2] = 2
-CHOOSING_SPLIT = "val"
+_CHOOSING_SPLIT = "val"
 _RESAMPLED = 10_000
 _CONFIDENCE = 0.95
 _FEWEST = 20
@@ -162,7 +162,7 @@ def difference(split: str, mine: Sequence[float], others: Sequence[float]) -> Di
     pairs = np.asarray(mine, dtype=float) - np.asarray(others, dtype=float)
     chosen = np.random.default_rng(0).integers(len(pairs), size=(_RESAMPLED, len(pairs)))
     low, high = np.quantile(pairs[chosen].mean(axis=1), [1 - _CONFIDENCE, _CONFIDENCE]).tolist()
-    fewest = _FEWEST if split == CHOOSING_SPLIT else _FEWEST_FOR_VETO
+    fewest = _FEWEST if split == _CHOOSING_SPLIT else _FEWEST_FOR_VETO
     verdict: Verdict = "no difference beyond noise"
     if len(pairs) < fewest:
         verdict = "too few networks"
@@ -185,7 +185,7 @@ def compare(candidate: Evaluation, champion: Evaluation | None, splits: Sequence
         InputError: if they were not evaluated on the same networks and images, or not on all splits.
 
     """
-    if missing := [split for split in dict.fromkeys((CHOOSING_SPLIT, *splits)) if split not in candidate.splits]:
+    if missing := [split for split in dict.fromkeys((_CHOOSING_SPLIT, *splits)) if split not in candidate.splits]:
         raise InputError(
             f"{candidate.label} was not evaluated on {', '.join(missing)}; run `ghn evaluate` for all splits together"
         )
@@ -203,7 +203,7 @@ def compare(candidate: Evaluation, champion: Evaluation | None, splits: Sequence
 def is_improvement(differences: Sequence[Difference]) -> bool:
     """Say whether a candidate should replace the champion: better on ``val``, worse on no other split, both beyond noise."""
     verdicts = {item.split: item.verdict for item in differences}
-    return verdicts[CHOOSING_SPLIT] == "better" and "worse" not in verdicts.values()
+    return verdicts[_CHOOSING_SPLIT] == "better" and "worse" not in verdicts.values()
 
 
 def _check_alike(candidate: Evaluation, champion: Evaluation) -> None:

@@ -136,11 +136,11 @@ def describe_images(url: str, split: str, images: EvaluatedImages) -> dict[str, 
         "all": len(images.labels) == manifest.samples,
         "size": images.settings.size,
         "classes": len(manifest.classes or ()),
-        "set": image_set(manifest.classes or ()),
+        "set": _image_set(manifest.classes or ()),
     }
 
 
-def image_set(classes: Sequence[str]) -> str | None:
+def _image_set(classes: Sequence[str]) -> str | None:
     """Recognize a published image set by its classes."""
     if set(classes) == _CIFAR10:
         return "cifar10"

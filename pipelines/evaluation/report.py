@@ -62,10 +62,10 @@ def table(content: Mapping[str, Any]) -> str:
     lines = [
         row[0].ljust(widths[0]) + "".join(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)) for row in cells
     ]
-    return "\n".join([*lines, *notes(content)])
+    return "\n".join([*lines, *_notes(content)])
 
 
-def notes(content: Mapping[str, Any]) -> Iterator[str]:
+def _notes(content: Mapping[str, Any]) -> Iterator[str]:
     """Yield sentences on the measure, SGD, the published table, and the champion."""
     images = content["images"]
     yield (
@@ -146,7 +146,7 @@ def _page(content: Mapping[str, Any], metrics: list[dict[str, Any]], recipe: str
     )
     model = content["model"]
     name = f"{model['name']} version {model['version']}" if "version" in model else model["uri"]
-    told = "".join(f"<p>{html.escape(note)}.</p>" for note in notes(content))
+    told = "".join(f"<p>{html.escape(note)}.</p>" for note in _notes(content))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(name)}</h1>"

@@ -17,7 +17,7 @@ from pipelines.registry import CHAMPION, Model, find_version, open_registry, reg
 EVALUATED_AT_TAG = "ghn.evaluated_at"
 
 
-def evaluation_artifact(name: str, version: int | str) -> str:
+def _evaluation_artifact(name: str, version: int | str) -> str:
     """Return where a version's evaluation lies in its run: several versions may come from one run."""
     return f"evaluations/{name}-{version}.json"
 
@@ -29,7 +29,7 @@ def store_evaluation(model: Model, tracking_uri: str | None, evaluation: Mapping
         Whether it was stored; it is not in place of one of the same images and networks that covers more of them.
 
     """
-    place = evaluation_artifact(str(model.name), str(model.version))
+    place = _evaluation_artifact(str(model.name), str(model.version))
     with open_registry(tracking_uri) as client, registry_errors(f"{place} of run {model.run_id}"):
         if _is_part_of_stored(client, model, evaluation):
             return False
@@ -72,7 +72,7 @@ def stored_evaluation(client: Any, version: Any) -> Evaluation:
     """
     import mlflow
 
-    label, path = f"{version.name} version {version.version}", evaluation_artifact(version.name, version.version)
+    label, path = f"{version.name} version {version.version}", _evaluation_artifact(version.name, version.version)
     with registry_errors(f"{path} of run {version.run_id}"):
         if path not in {item.path for item in client.list_artifacts(version.run_id, str(Path(path).parent))}:
             raise InputError(

@@ -10,11 +10,11 @@ from ghn.evaluation import PREDICTED, Metric, Score, summarize
 from ghn.sgd import steps_worth
 from pipelines.evaluation.methods import SGD, Method
 
-Results = Mapping[tuple[str, str, int], Mapping[str, Any]]
+_Results = Mapping[tuple[str, str, int], Mapping[str, Any]]
 """What the processes returned, by method, split and position."""
 
 
-def networks_of(results: Results, methods: Sequence[Method]) -> list[dict[str, Any]]:
+def networks_of(results: _Results, methods: Sequence[Method]) -> list[dict[str, Any]]:
     """Return one record for each network, in order of split and index: facts, and scores by method."""
     records: dict[tuple[str, int], dict[str, Any]] = {}
     names = {method.name: method for method in methods}

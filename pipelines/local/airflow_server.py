@@ -27,9 +27,9 @@ from pipelines.ports import free_port
 from pipelines.progress import emit
 from pipelines.storage import LocalStore
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-STATE = "servers.json"
-_TETHER = REPOSITORY / "dags" / "ghn_airflow" / "tether.py"  # parts end with this process, however it ends
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_STATE = "servers.json"
+_TETHER = _REPOSITORY / "dags" / "ghn_airflow" / "tether.py"  # parts end with this process, however it ends
 _PARTS = {
     "api-server": ("api-server",),
     "scheduler": ("scheduler", "--skip-serve-logs"),  # the API server reads the logs from disk
@@ -55,8 +55,8 @@ def serve(folder: Path, *, port: int, database: str | None = None) -> None:
         EnvironmentSetupError: if a part does not start, or keeps ending.
 
     """
-    if not (REPOSITORY / "dags" / "smoke.py").is_file():
-        raise EnvironmentSetupError(f"no DAGs at {REPOSITORY / 'dags'}: run it from a checkout of the repository")
+    if not (_REPOSITORY / "dags" / "smoke.py").is_file():
+        raise EnvironmentSetupError(f"no DAGs at {_REPOSITORY / 'dags'}: run it from a checkout of the repository")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     stop = _StopFlag()
@@ -91,7 +91,7 @@ def _owned(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             owner = read_state(folder).get("pid", "another one that is starting")
             raise InputError(f"{folder} is in use by process {owner}; stop it, or give another --folder") from None
-        (folder / STATE).unlink(missing_ok=True)
+        (folder / _STATE).unlink(missing_ok=True)
         yield
 
 
@@ -108,7 +108,7 @@ def _check_port(port: int) -> None:
 def read_state(folder: Path) -> dict[str, int]:
     """Return what ``servers.json`` says, nothing if it is not there."""
     try:
-        state: dict[str, int] = json.loads((folder / STATE).read_text())
+        state: dict[str, int] = json.loads((folder / _STATE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
     return state
@@ -120,7 +120,7 @@ def _defaults(folder: Path, port: int, database: str | None) -> dict[str, str]:
     address = f"http://127.0.0.1:{port}"
     settings = {
         "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(_REPOSITORY / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # whoever reaches loopback; `ghn airflow` says so
@@ -204,14 +204,14 @@ class _Servers:
                 time.sleep(2.0)
         for process in self._running.values():
             process.wait()
-        (self.folder / STATE).unlink(missing_ok=True)
+        (self.folder / _STATE).unlink(missing_ok=True)
 
     def run_once(self, *command: str) -> None:
         """Run a command to its end."""
         log = self._logs / "setup.log"
         with log.open("ab") as stream:
             done = subprocess.run(
-                _command(command), env=self.environment, cwd=REPOSITORY, stdout=stream, stderr=subprocess.STDOUT
+                _command(command), env=self.environment, cwd=_REPOSITORY, stdout=stream, stderr=subprocess.STDOUT
             )
         if done.returncode:
             raise EnvironmentSetupError(f"`{' '.join(command)}` failed; see {log}")
@@ -223,7 +223,7 @@ class _Servers:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *self._commands[name]],
                 env=self.environment,
-                cwd=REPOSITORY,
+                cwd=_REPOSITORY,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -275,7 +275,7 @@ class _Servers:
             **self.addresses,
             **{name: process.pid for name, process in self._running.items()},
         }
-        LocalStore(str(self.folder)).write(STATE, (json.dumps(state, indent=1) + "\n").encode())
+        LocalStore(str(self.folder)).write(_STATE, (json.dumps(state, indent=1) + "\n").encode())
 
 
 def _tell(folder: Path, port: int, servers: _Servers) -> None:

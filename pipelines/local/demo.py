@@ -17,7 +17,7 @@ from pipelines.evaluation.report import table
 from pipelines.progress import EVENTS_VARIABLE
 from pipelines.storage import LocalStore
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+_REPOSITORY = Path(__file__).resolve().parents[2]
 _MARKER = "demo.json"
 _POLL_S = 0.3
 _TINY = {
@@ -54,7 +54,7 @@ def demo(images: str, out: Path, *, tiny: bool = False) -> str:
     with log.open("wb") as stream:
         for command in (["db", "migrate"], ["dags", "test", "smoke", "--conf", json.dumps(conf)]):
             process = subprocess.Popen(
-                [airflow, *command], stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=REPOSITORY
+                [airflow, *command], stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=_REPOSITORY
             )
             try:
                 _follow(process, events)
@@ -93,7 +93,7 @@ def _clear(out: Path) -> None:
 
 
 def _airflow_environment(out: Path) -> dict[str, str]:
-    dags = REPOSITORY / "dags"
+    dags = _REPOSITORY / "dags"
     if not (dags / "smoke.py").is_file():
         raise EnvironmentSetupError(f"no DAGs at {dags}: run the demo from a checkout of the repository")
     return {

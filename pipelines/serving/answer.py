@@ -11,7 +11,7 @@ from pipelines.serving.limits import LimitError, Limits
 from pipelines.serving.parameters import Prediction
 from pipelines.storage import open_store
 
-SUFFIX = ".safetensors"
+_SUFFIX = ".safetensors"
 
 
 def answer(prediction: Prediction, limits: Limits, inline_bytes: float) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def answer(prediction: Prediction, limits: Limits, inline_bytes: float) -> dict[
             f"the parameters are {len(prediction.content):,} bytes; above {limits.inline_mib:g} MiB in one answer they go to "
             "an object store, but this server has none (GHN_SERVE_STORE); ask for float16, some names, or one architecture"
         )
-    store, key = open_store(limits.store), f"{digest}{SUFFIX}"
+    store, key = open_store(limits.store), f"{digest}{_SUFFIX}"
     if store.size(key) != len(prediction.content):
         store.write(key, prediction.content, digest)
     return said | {"uri": store.url(key)}

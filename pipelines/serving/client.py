@@ -15,7 +15,7 @@ from ghn.errors import InputError, StorageError
 from pipelines.serving.answer import content_of
 from pipelines.serving.request import PredictionRequest
 
-TOKEN_VARIABLE = "GHN_SERVER_TOKEN"  # noqa: S105 - the variable's name
+_TOKEN_VARIABLE = "GHN_SERVER_TOKEN"  # noqa: S105 - the variable's name
 _TIMEOUT_S, _PATIENCE_S, _LONGEST_PAUSE_S = 120.0, 120.0, 10.0
 _LATER = (429, 502, 503, 504)
 
@@ -42,9 +42,9 @@ def ask(server: str, request: PredictionRequest) -> tuple[bytes, dict[str, Any]]
         call = urllib.request.Request(f"{server.rstrip('/')}/invocations", body, headers)  # noqa: S310 - checked above
     except ValueError as error:
         raise InputError(f"server {server!r} is no address: {error}") from error
-    if token := os.environ.get(TOKEN_VARIABLE, "").strip():
+    if token := os.environ.get(_TOKEN_VARIABLE, "").strip():
         if not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise InputError(f"{TOKEN_VARIABLE} holds characters that no token has")
+            raise InputError(f"{_TOKEN_VARIABLE} holds characters that no token has")
         call.add_unredirected_header("Authorization", f"Bearer {token}")  # for this server, and no other one
     deadline, pause = time.monotonic() + _PATIENCE_S, 1.0
     while True:
@@ -73,6 +73,6 @@ def _error(server: str, error: urllib.error.HTTPError) -> Exception:
     except (OSError, ValueError, LookupError, TypeError):
         reason = error.reason
     if error.code == 401:
-        return InputError(f"the model server {server} wants a token: set {TOKEN_VARIABLE}")
+        return InputError(f"the model server {server} wants a token: set {_TOKEN_VARIABLE}")
     kind = InputError if 400 <= error.code < 500 and error.code != 429 else StorageError
     return kind(f"the model server {server} answers {error.code}: {reason}")

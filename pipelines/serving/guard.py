@@ -25,10 +25,10 @@ from pipelines.serving.limits import LimitError, Limits
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.request import read_requests
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+_App = Callable[[MutableMapping[str, Any], _Receive, _Send], Awaitable[None]]
 
 _MIB = 1 << 20
 _CHUNK = 1 << 20
@@ -112,12 +112,12 @@ class Guard:
 
     """
 
-    def __init__(self, app: App, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, app: _App, limits: Limits, metrics: Metrics) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
         self._turns = asyncio.Semaphore(limits.parallel)
         self._reading = self._admitted = self._unsent = 0  # requests, requests, bytes
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
         """Answer one request."""
         path = scope.get("path")
         if scope["type"] != "http":
@@ -138,7 +138,7 @@ class Guard:
     def _most(self) -> int:
         return self.limits.parallel + self.limits.waiting
 
-    async def _invocation(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _invocation(self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
         started = time.monotonic()
         try:
             body = await self._read(scope, receive)
@@ -159,7 +159,7 @@ class Guard:
         finally:
             self._unsent -= size
 
-    async def _read(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
+    async def _read(self, scope: MutableMapping[str, Any], receive: _Receive) -> bytes:
         """Return the body of a request that may be read at all."""
         headers = {name.lower(): value for name, value in scope["headers"]}
         kinds = [value for name, value in scope["headers"] if name.lower() == b"content-type"]
@@ -190,7 +190,7 @@ class Guard:
         finally:
             self._reading -= 1
 
-    async def _in_turn(self, scope: MutableMapping[str, Any], body: bytes, receive: Receive) -> list[bytes]:
+    async def _in_turn(self, scope: MutableMapping[str, Any], body: bytes, receive: _Receive) -> list[bytes]:
         """Wait for a turn and pass the request on; return the pieces of the answer."""
         if self._admitted >= self._most:
             raise _RefusedError(429, f"{self.limits.waiting} requests are waiting already; try again in a second")
@@ -207,7 +207,7 @@ class Guard:
         finally:
             self._admitted -= 1
 
-    async def _turn(self, receive: Receive) -> None:
+    async def _turn(self, receive: _Receive) -> None:
         """Acquire a turn, unless the client goes away or the time is over before."""
         turn, gone = asyncio.ensure_future(self._turns.acquire()), asyncio.ensure_future(_gone(receive))
         try:
@@ -246,7 +246,7 @@ class Guard:
         return ticket.put_back(content)
 
 
-async def _gone(receive: Receive) -> None:
+async def _gone(receive: _Receive) -> None:
     """Return when the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -256,14 +256,14 @@ def _refusal(error: InputError) -> _RefusedError:
     return _RefusedError(413 if isinstance(error, LimitError) else 400, str(error))
 
 
-async def _call(app: App, scope: MutableMapping[str, Any], body: bytes) -> tuple[int, bytes]:
+async def _call(app: _App, scope: MutableMapping[str, Any], body: bytes) -> tuple[int, bytes]:
     """Return status and body of what an application answers to a request whose body was read already."""
     status, content = 500, bytearray()
 
-    async def receive() -> Message:
+    async def receive() -> _Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    async def send(message: Message) -> None:
+    async def send(message: _Message) -> None:
         nonlocal status
         if message["type"] == "http.response.start":
             status = message["status"]
@@ -284,7 +284,7 @@ def _reason(status: int, reason: str) -> bytes:
     return json.dumps({"error_code": _NAMES.get(status, "BAD_REQUEST"), "message": message}).encode()
 
 
-async def _answer(send: Send, status: int, pieces: Sequence[bytes], kind: str) -> None:
+async def _answer(send: _Send, status: int, pieces: Sequence[bytes], kind: str) -> None:
     length = sum(map(len, pieces))
     headers = [(b"content-type", kind.encode()), (b"content-length", str(length).encode())]
     if status == 429:

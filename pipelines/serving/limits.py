@@ -20,7 +20,7 @@ class LimitError(InputError):
     """A request asks for more than the server gives."""
 
 
-def default_parallel() -> int:
+def _default_parallel() -> int:
     """Return how many requests processors and memory allow: those of the container, which may be fewer than the machine's."""
     cores, memory = float(len(os.sched_getaffinity(0))), float("inf")
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
@@ -48,7 +48,7 @@ class Limits(EnvironmentSettings):
         default=60.0, gt=0, description="longest time for one request, waiting for its turn included"
     )
     slow_s: float = Field(default=30.0, gt=0, description="longest time to send a request or to fetch an answer")
-    parallel: int = Field(default_factory=default_parallel, ge=1, description="requests in work at once")
+    parallel: int = Field(default_factory=_default_parallel, ge=1, description="requests in work at once")
     waiting: int = Field(default=32, ge=0, description="requests that may wait for their turn")
     unsent_mib: float = Field(default=1024.0, gt=0, description="answers that wait to be fetched by their clients")
     inline_mib: float = Field(default=128.0, gt=0, description="larger answers go to the store")

@@ -20,7 +20,7 @@ from ghn.hypernet.embedding import is_vector
 from pipelines.named_networks import load_model
 from pipelines.serving.limits import LimitError, Limits
 
-DTYPES = ("float32", "float16", "bfloat16")
+_DTYPES = ("float32", "float16", "bfloat16")
 _TORCHVISION = "torchvision:"
 _LONGEST_NAME, _LONGEST_PATTERN, _MOST_PATTERNS = 512, 200, 64  # every pattern is compared with every name
 
@@ -49,7 +49,7 @@ class PredictionRequest(BaseModel):
     num_classes: int | None = Field(default=None, ge=2, le=100_000)
     image_size: int | None = Field(default=None, ge=8, le=1024)
     small_input: bool | None = None
-    dtype: str | None = Field(default=None, pattern=f"^({'|'.join(DTYPES)})$")
+    dtype: str | None = Field(default=None, pattern=f"^({'|'.join(_DTYPES)})$")
     names: list[str] | None = Field(default=None, min_length=1, max_length=_MOST_PATTERNS)
     allow_default: list[str] | None = Field(default=None, max_length=_MOST_PATTERNS)
 
@@ -84,7 +84,7 @@ def read_requests(body: bytes, limits: Limits) -> list[PredictionRequest]:
         InputError: naming what is wrong, and where.
 
     """
-    if (depth := nesting(body, limits.nesting)) > limits.nesting:
+    if (depth := _nesting(body, limits.nesting)) > limits.nesting:
         raise LimitError(f"the request is nested more than {limits.nesting} levels deep ({depth} at least)")
     try:
         data = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
@@ -97,7 +97,7 @@ def read_requests(body: bytes, limits: Limits) -> list[PredictionRequest]:
     return [_one(item, f"inputs[{i}]") for i, item in enumerate(data["inputs"])]
 
 
-def nesting(body: bytes, enough: int) -> int:
+def _nesting(body: bytes, enough: int) -> int:
     """Return how deep brackets are nested outside strings, at most ``enough + 1``; no parser is asked."""
     depth, deepest, inside = 0, 0, False
     # without escaped characters, every quotation mark begins or ends a string

@@ -23,7 +23,7 @@ from pipelines.storage import Store, open_store
 _THREADS = 2  # shards in memory at once
 
 
-def open_sets(url: str) -> list[tuple[Store, Manifest]]:
+def _open_sets(url: str) -> list[tuple[Store, Manifest]]:
     """Open the shard set at an address, or all sets below it.
 
     Raises:
@@ -46,7 +46,7 @@ def verify_sets(url: str, *, deep: bool = False) -> list[str]:
     Always: sizes, SHA-256, numbers of samples, unique keys, complete samples, classes in range, nothing that does not belong
     there. With ``deep`` every image is decoded and every graph built and counted, too.
     """
-    sets = open_sets(url)
+    sets = _open_sets(url)
     problems: list[str] = []
     with Progress("verify", sum(len(manifest.shards) for _, manifest in sets), unit="shard") as progress:
         for store, manifest in sets:
@@ -147,7 +147,7 @@ def measure_sets(url: str, *, window: int, lanes: int, sample: int) -> list[SetS
 
     """
     measured = []
-    for store, manifest in open_sets(url):
+    for store, manifest in _open_sets(url):
         counts = [entry.samples for entry in manifest.shards]
         order = epoch_order(counts, seed=0, epoch=0, window=window, lanes=lanes)
         facts = _image_facts if manifest.kind == "images" else _architecture_facts
@@ -182,7 +182,7 @@ def _architecture_facts(sample: Sample) -> dict[str, int]:
 
 def list_sets(url: str, show: Callable[[str], None]) -> None:
     """Show each set below an address, and its shards."""
-    for store, manifest in open_sets(url):
+    for store, manifest in _open_sets(url):
         show(f"{store.root}: {manifest.summary()}")
         for entry in manifest.shards:
             show(f"  {entry.name}  {entry.samples:>7,} samples  {entry.bytes:>13,} bytes  sha256 {entry.sha256[:16]}")

@@ -24,7 +24,7 @@ from pipelines.sources.images import Check
 from pipelines.sources.opening import VAL_FRACTION, open_source
 from pipelines.storage import open_store
 
-SHARD_MIB = 128  # some eight of them are in memory at the most
+_SHARD_MIB = 128  # some eight of them are in memory at the most
 
 
 class _Job(NamedTuple):
@@ -42,7 +42,7 @@ def shard_images(
     *,
     seed: int,
     shard_samples: int,
-    shard_mib: int = SHARD_MIB,
+    shard_mib: int = _SHARD_MIB,
     image_size: int | None = None,
     limit: int | None = None,
     val_fraction: float = VAL_FRACTION,

@@ -258,7 +258,7 @@ def read_shard(store: Store, shard: ShardEntry, cache: ReadCache | None = None) 
     """
     content: bytes | memoryview | None = cache.get(shard.sha256) if cache else None
     if content is None:
-        content = read_verified(store, shard)
+        content = _read_verified(store, shard)
         if cache:
             cache.put(shard.sha256, content)
     try:
@@ -270,7 +270,7 @@ def read_shard(store: Store, shard: ShardEntry, cache: ReadCache | None = None) 
     return samples
 
 
-def read_verified(store: Store, shard: ShardEntry) -> memoryview:
+def _read_verified(store: Store, shard: ShardEntry) -> memoryview:
     """Return a shard's bytes; errors as in :func:`read_shard`."""
     try:
         content, digest = store.read_hashed(shard.name)

@@ -121,7 +121,7 @@ class SetWriter:
         self._saved = time.monotonic()
         self._stored: set[str] = set()
         self._found: frozenset[str] = frozenset()
-        self.manifest = find_finished(store, facts)
+        self.manifest = _find_finished(store, facts)
         self._journal = self._read_journal(_journal_key(self.part)) or _Journal(request=self._request)
 
     @property
@@ -257,7 +257,7 @@ class SetWriter:
             part.number for part, journal in zip(parts, journals, strict=True) if not journal or not journal.finished
         ]
         if unfinished:  # unless another process has just published the set, and removed the journals
-            manifest = find_finished(self.store, self.facts)
+            manifest = _find_finished(self.store, self.facts)
             if manifest is None:
                 emit("part", part=self.part.number, of=self.part.count, waiting_for=unfinished[:20])
             return manifest
@@ -281,7 +281,7 @@ class SetWriter:
         try:
             self.store.write(MANIFEST_NAME, manifest.encode())
         except StorageError:  # a part that finished at the same moment may have published, and cleaned up
-            if find_finished(self.store, self.facts) is None:
+            if _find_finished(self.store, self.facts) is None:
                 raise
         return manifest
 
@@ -295,7 +295,7 @@ class SetWriter:
         self.store.remove_unfinished()
 
 
-def find_finished(store: Store, facts: dict[str, Any]) -> Manifest | None:
+def _find_finished(store: Store, facts: dict[str, Any]) -> Manifest | None:
     """Return the manifest of a finished set made by the same request, ``None`` if there is no set.
 
     Raises:

@@ -19,7 +19,7 @@ from pipelines.sources.listing import SPLITS, Listing
 
 _TRAIN = re.compile(r"(?:^|/)train/(n\d{8})/[^/]+$")
 _VALIDATION = re.compile(r"(?:^|/)(?:val/(?:(n\d{8})/)?)?(ILSVRC2012_val_\d{8}\.[A-Za-z]+)$")
-GROUND_TRUTH = (
+_GROUND_TRUTH = (
     "ILSVRC2012_validation_ground_truth.txt",
     "imagenet_2012_validation_synset_labels.txt",
     "LOC_val_solution.csv",
@@ -76,11 +76,11 @@ def list_imagenet(files: Files) -> Listing:
 def _ground_truth(files: Files, images: list[str]) -> list[str]:
     """Return the wnid of each validation image."""
     found = {name.rpartition("/")[2]: name for name in reversed(files.names)}
-    name = next((found[known] for known in GROUND_TRUTH if known in found), None)
+    name = next((found[known] for known in _GROUND_TRUTH if known in found), None)
     if name is None:
         raise InputError(
             f"{files.path.name} has validation images in no class folders and no ground truth file; put one of "
-            f"{', '.join(GROUND_TRUTH)} into it"
+            f"{', '.join(_GROUND_TRUTH)} into it"
         )
     try:
         content = files.read(name)

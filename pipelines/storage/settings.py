@@ -1,6 +1,7 @@
 """How stores and the cache are used: from the environment, so that every process of a job uses them alike.
 
-Address, region and credentials of S3 are those of boto3's own chain (``AWS_ENDPOINT_URL``, ``AWS_DEFAULT_REGION``, profiles, roles).
+Address, region and credentials of S3 are those of boto3's own chain: ``AWS_ENDPOINT_URL``, ``AWS_DEFAULT_REGION``, profiles,
+roles.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ghn.genotype import ArchitectureSpec
 from pipelines.progress import Progress
 from pipelines.storage import LocalStore
 
-MIN_NETWORKS = 4 * len(KINDS)
+_MIN_NETWORKS = 4 * len(KINDS)
 
 
 class Measured(NamedTuple):
@@ -44,8 +44,8 @@ def calibrate(out: Path, *, networks: int, images: int, image_size: int, seed: i
         Relative errors, in percent, for the half that was not fitted: see :func:`relative_errors`.
 
     """
-    if networks < MIN_NETWORKS:
-        raise InputError(f"networks={networks}: give at least {MIN_NETWORKS} to fit {len(KINDS)} coefficients")
+    if networks < _MIN_NETWORKS:
+        raise InputError(f"networks={networks}: give at least {_MIN_NETWORKS} to fit {len(KINDS)} coefficients")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measured = measure_networks(networks, images, image_size, seed, device)
     half = measured[::2]

@@ -16,7 +16,7 @@ from pipelines.progress import emit
 from pipelines.storage import Store
 from pipelines.training.run_folder import AVERAGE_NAME, MODEL_NAME
 
-EXPORTS = "models"
+_EXPORTS = "models"
 
 
 def finish_run(hypernet: GHN, average: Sequence[Tensor] | None, run: Path, facts: Mapping[str, Any]) -> None:
@@ -33,8 +33,8 @@ def export_model(
         with tempfile.TemporaryDirectory() as folder:
             files = list(save_checkpoint(model, folder, facts).iterdir())
             for file in sorted(files, key=lambda file: file.name == CONFIG_NAME):
-                store.write(f"{EXPORTS}/step-{step:09d}/{name}/{file.name}", file.read_bytes())
-    emit("export", step=step, url=store.url(f"{EXPORTS}/step-{step:09d}"))
+                store.write(f"{_EXPORTS}/step-{step:09d}/{name}/{file.name}", file.read_bytes())
+    emit("export", step=step, url=store.url(f"{_EXPORTS}/step-{step:09d}"))
 
 
 def _models(hypernet: GHN, average: Sequence[Tensor] | None) -> Iterator[tuple[str, GHN]]:

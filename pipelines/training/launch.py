@@ -50,7 +50,7 @@ def train(recipe: Recipe, run: Path, *, store: str | None = None, stop_after: in
     launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     first = not launched or os.environ["RANK"] == "0"
     MetaBatches(recipe)  # on every host: what is wrong with the shards must not leave the others waiting
-    with locked(run) if first else contextlib.nullcontext():
+    with _locked(run) if first else contextlib.nullcontext():
         if not launched and _is_finished(recipe, run, store):
             return
         if first:
@@ -79,7 +79,7 @@ def _is_finished(recipe: Recipe, run: Path, store: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def locked(run: Path) -> Iterator[None]:
+def _locked(run: Path) -> Iterator[None]:
     """Hold a run folder for this process and those that it starts; wait a little for an earlier one to end.
 
     Raises:

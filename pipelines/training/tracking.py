@@ -23,7 +23,7 @@ from pipelines.storage import LocalStore
 from pipelines.training.run_folder import TRACKING_NAME
 
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
-ARTIFACTS_VARIABLE = "GHN_ARTIFACTS"
+_ARTIFACTS_VARIABLE = "GHN_ARTIFACTS"
 DEFAULT_EXPERIMENT = "ghn"
 _USUAL_NAME = "train"  # of run folders: the one above says more
 _FLUSH_S = 5.0
@@ -89,7 +89,7 @@ class Tracker:
         if self.run_id is None:
             name = os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT)
             experiment = client.get_experiment_by_name(name)
-            artifacts = os.environ.get(ARTIFACTS_VARIABLE)
+            artifacts = os.environ.get(_ARTIFACTS_VARIABLE)
             number = experiment.experiment_id if experiment else client.create_experiment(name, artifacts)
             folder = self._run.parent if self._run.name == _USUAL_NAME else self._run
             name = f"{self._recipe.name}-{folder.name}"

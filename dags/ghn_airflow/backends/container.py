@@ -13,7 +13,7 @@ import subprocess
 
 from ghn_airflow.backends.base import PASSED, RENDEZVOUS_PORT, BackendError, Job, Log, Process, ProcessBackend
 
-IMAGE_VARIABLE, DOCKER_VARIABLE, VOLUMES_VARIABLE = "GHN_IMAGE", "GHN_DOCKER", "GHN_CONTAINER_VOLUMES"
+_IMAGE_VARIABLE, _DOCKER_VARIABLE, _VOLUMES_VARIABLE = "GHN_IMAGE", "GHN_DOCKER", "GHN_CONTAINER_VOLUMES"
 _PASSED = (*PASSED, "AWS_", "MLFLOW_", "GHN_CACHE", "GHN_GIT_COMMIT", "GHN_IMAGE_DIGEST")  # by their beginnings
 
 
@@ -24,7 +24,7 @@ class ContainerBackend(ProcessBackend):
         super().__init__()
         self._names: list[str] = []
         self._stop_s = 0.0
-        self._docker = shlex.split(os.environ.get(DOCKER_VARIABLE, "docker"))
+        self._docker = shlex.split(os.environ.get(_DOCKER_VARIABLE, "docker"))
 
     def run(self, job: Job, log: Log) -> None:
         """Run the command; errors as in :meth:`Backend.run`."""
@@ -59,7 +59,7 @@ class ContainerBackend(ProcessBackend):
         command = [*self._docker, "run", "--rm", "--init", "--name", names[i], "--hostname", names[i]]
         command += ["--entrypoint", "ghn"]
         command += [part for name in sorted(environment) if name.startswith(_PASSED) for part in ("--env", name)]
-        for volume in os.environ.get(VOLUMES_VARIABLE, "").split():
+        for volume in os.environ.get(_VOLUMES_VARIABLE, "").split():
             command += ["--volume", volume]
         if job.nodes > 1:
             ranks = {"RANK": i, "WORLD_SIZE": job.nodes, "MASTER_ADDR": names[0], "MASTER_PORT": RENDEZVOUS_PORT}
@@ -81,7 +81,7 @@ class ContainerBackend(ProcessBackend):
             done = subprocess.run([*self._docker, *arguments], capture_output=True, text=True, timeout=120)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BackendError(
-                f"can not run {self._docker[0]}: {error}; install Docker or set {DOCKER_VARIABLE}"
+                f"can not run {self._docker[0]}: {error}; install Docker or set {_DOCKER_VARIABLE}"
             ) from error
         if check and done.returncode:
             raise BackendError(f"docker {' '.join(arguments)}: {done.stderr.strip()}; is the engine running?")
@@ -89,4 +89,4 @@ class ContainerBackend(ProcessBackend):
 
 
 def _image() -> str:
-    return os.environ.get(IMAGE_VARIABLE, "ghn-train")
+    return os.environ.get(_IMAGE_VARIABLE, "ghn-train")

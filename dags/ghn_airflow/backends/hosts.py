@@ -15,7 +15,7 @@ from pathlib import Path
 from ghn_airflow.backends.base import BackendError, Job, Log, Process
 from ghn_airflow.backends.local import LocalBackend, ghn_command
 
-HOSTFILE_VARIABLE, COMMAND_VARIABLE, PORT_VARIABLE = "GHN_HOSTFILE", "GHN_HOST_COMMAND", "GHN_MASTER_PORT"
+_HOSTFILE_VARIABLE, _COMMAND_VARIABLE, _PORT_VARIABLE = "GHN_HOSTFILE", "GHN_HOST_COMMAND", "GHN_MASTER_PORT"
 _DEFAULT_COMMAND = "ssh -tt -o BatchMode=yes {name}"
 _DEFAULT_PORT = "29531"
 _SHELLS = ("ssh", "pdsh", "rsh")
@@ -53,7 +53,7 @@ def read_hostfile(path: str) -> list[Host]:
         text = Path(path).read_text()
     except OSError as error:
         raise BackendError(
-            f"no host file at {path!r} ({error}): set {HOSTFILE_VARIABLE} for Airflow's workers"
+            f"no host file at {path!r} ({error}): set {_HOSTFILE_VARIABLE} for Airflow's workers"
         ) from error
     lines = [(number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), 1)]
     return [Host.parse(line, f"{path}, line {number}") for number, line in lines if line]
@@ -67,15 +67,15 @@ class HostsBackend(LocalBackend):
         if job.nodes == 1:
             super().run(job, log)
             return
-        hosts = read_hostfile(os.environ.get(HOSTFILE_VARIABLE, ""))
+        hosts = read_hostfile(os.environ.get(_HOSTFILE_VARIABLE, ""))
         if len(hosts) < job.nodes:
-            raise BackendError(f"{os.environ[HOSTFILE_VARIABLE]} has {len(hosts)} hosts, not {job.nodes}; add some")
+            raise BackendError(f"{os.environ[_HOSTFILE_VARIABLE]} has {len(hosts)} hosts, not {job.nodes}; add some")
         self.run_processes(rank_processes(hosts[: job.nodes], job), log, job.stop_s)
 
 
 def rank_processes(hosts: list[Host], job: Job) -> list[Process]:
     """Return the commands of all ranks; variables that are not secret travel in the argument list."""
-    template = shlex.split(os.environ.get(COMMAND_VARIABLE, _DEFAULT_COMMAND))
+    template = shlex.split(os.environ.get(_COMMAND_VARIABLE, _DEFAULT_COMMAND))
     world = sum(host.slots for host in hosts)
     processes: list[Process] = []
     for host in hosts:
@@ -86,7 +86,7 @@ def rank_processes(hosts: list[Host], job: Job) -> list[Process]:
                 "WORLD_SIZE": str(world),
                 "LOCAL_WORLD_SIZE": str(host.slots),
                 "MASTER_ADDR": hosts[0].address or hosts[0].name,
-                "MASTER_PORT": os.environ.get(PORT_VARIABLE, _DEFAULT_PORT),
+                "MASTER_PORT": os.environ.get(_PORT_VARIABLE, _DEFAULT_PORT),
                 **(
                     {"GLOO_SOCKET_IFNAME": host.interface, "NCCL_SOCKET_IFNAME": host.interface}
                     if host.interface
