@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -13,8 +12,7 @@ from ghn import load_checkpoint
 from pipelines.storage import LocalStore
 from pipelines.training.checkpoints import latest_state
 from pipelines.training.state import TrainingState, read_metrics
-
-GHN_COMMAND = str(Path(sys.executable).with_name("ghn"))
+from tests.command_line import GHN_COMMAND
 
 
 def command(shards: Path, run: Path, *more: str, steps: int = 6) -> list[str]:

@@ -19,7 +19,7 @@ from pipelines.evaluation.job import evaluate
 from pipelines.evaluation.report import table, write_report
 from pipelines.shards.jobs import shard_deepnets
 from pipelines.shards.writer import Part
-from tests.distributed.jobs import GHN_COMMAND
+from tests.command_line import GHN_COMMAND
 from tests.official_files import write_official
 
 SPLITS = ("val", "deep")

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +17,13 @@ from pipelines.shards.reader import open_reader
 from pipelines.storage import LocalStore, open_store
 from pipelines.training.state import read_metrics
 from tests import s3_servers
+from tests.command_line import GHN_COMMAND, ghn
 from tests.distributed.jobs import train
 from tests.faulty_proxy import Proxy, proxy
 from tests.images import make_folder
 from tests.shard_sets import content, keys
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
-GHN = [sys.executable, "-m", "pipelines.cli"]
 
 
 @pytest.fixture(params=s3_servers.SERVERS)
@@ -41,14 +40,6 @@ def faulty(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with proxy(os.environ["AWS_ENDPOINT_URL"]) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
         yield running
-
-
-def ghn(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*GHN, *arguments], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 def image_job(source: Path, out: str) -> list[str]:
@@ -114,7 +105,7 @@ def test_kill_nine_at_every_write(faulty: Proxy, s3: str, whole: tuple[Path, dic
         faulty.fault = lambda request, number=number, when=when, seen=seen: (
             when if request.method == "PUT" and next(seen) == number else None
         )
-        job = subprocess.Popen([*GHN, *image_job(source, out)], stderr=subprocess.DEVNULL)
+        job = subprocess.Popen([GHN_COMMAND, *image_job(source, out)], stderr=subprocess.DEVNULL)
         while job.poll() is None and not faulty.hanging.wait(0.02):
             pass
         if not faulty.hanging.is_set():
@@ -137,7 +128,7 @@ def test_kill_nine_of_a_job_with_processes(tmp_path: Path) -> None:
     assert ghn(*job, str(tmp_path / "whole")).returncode == 0
     broken = tmp_path / "broken" / "train"
     for shards in (1, 5, 9, 12, 13):
-        process = subprocess.Popen([*GHN, *job, str(broken.parent)], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([GHN_COMMAND, *job, str(broken.parent)], stderr=subprocess.DEVNULL)
         while process.poll() is None and len(list(broken.glob("*.tar"))) < shards:
             time.sleep(0.001)
         os.kill(process.pid, signal.SIGKILL)

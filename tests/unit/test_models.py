@@ -12,7 +12,7 @@ from ghn import GHN, GHNConfig, sample_architectures, save_checkpoint
 from ghn.draw import draw_graph
 from ghn.errors import InputError
 from pipelines.models import load_model
-from tests.unit.test_cli import ghn, refused
+from tests.command_line import ghn, refused
 
 MODEL = """
 import helper

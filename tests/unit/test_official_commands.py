@@ -11,9 +11,9 @@ import torch
 from ghn import GHN, GHNConfig, load_checkpoint, read_deepnets, sample_architectures
 from ghn.checkpoint import read_metadata
 from pipelines.training.data import read_architectures
+from tests.command_line import ghn, refused
 from tests.images import make_folder
 from tests.official_files import write_official
-from tests.unit.test_cli import ghn, refused
 
 
 @pytest.fixture(scope="module")
