@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from ghn import GHN, GHNConfig
+from tests import s3_servers
 
 torch.set_num_threads(1)  # results and times that do not depend on what else runs
 
@@ -46,15 +48,39 @@ def _no_ambient_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A real S3 server on loopback; gives an address in its bucket."""
-    from pipelines import embedded_s3
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The embedded S3 server, one for all tests: the environment of its clients."""
+    with s3_servers.running("rclone", tmp_path_factory.mktemp("rclone")) as client:
+        yield client
 
-    with embedded_s3.running(tmp_path / "s3") as client:
-        for name, value in client.items():
-            monkeypatch.setenv(name, value)
-        yield f"s3://{embedded_s3.BUCKET}/test"
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Another implementation of S3, one for all tests."""
+    with s3_servers.running("moto", tmp_path_factory.mktemp("moto")) as client:
+        yield client
+
+
+@pytest.fixture
+def s3(rclone_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test becomes a client of the embedded S3 server; gives an address in its bucket where nothing is yet."""
+    return _client_of(rclone_server, monkeypatch)
+
+
+@pytest.fixture
+def moto(moto_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same with the other implementation."""
+    return _client_of(moto_server, monkeypatch)
+
+
+_PREFIXES = itertools.count()
+
+
+def _client_of(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://ghn/test-{next(_PREFIXES)}"
 
 
 @pytest.fixture(scope="session")

@@ -83,8 +83,18 @@ def test_listing_and_statistics(sets: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["verify", "ls", "stats"])
-def test_an_address_without_sets_is_named(command: str, tmp_path: Path) -> None:
+def test_an_address_without_sets_is_named(command: str, s3: str, tmp_path: Path) -> None:
     refused(ghn("shard", command, str(tmp_path)), "no shard set at")
+    nowhere = ghn("shard", command, "s3://nowhere/sets")
+    assert nowhere.returncode == 4
+    refused(nowhere, "bucket 'nowhere' does not exist; create it first")
+
+
+def test_a_bucket_is_not_made_by_a_job(s3: str, tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source")
+    done = ghn("shard", "images", "--source", str(source), "--out", "s3://nowhere/sets", "--shard-samples", "12")
+    assert done.returncode == 4
+    refused(done, "bucket 'nowhere' does not exist; create it first")
 
 
 def test_storage_options_reach_every_process(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
