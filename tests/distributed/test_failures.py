@@ -16,7 +16,7 @@ import pytest
 from pipelines.ports import free_port
 from pipelines.settings import load_recipe
 from pipelines.storage import LocalStore
-from pipelines.training.checkpoints import FOLDER, STATE_NAME, latest_state
+from pipelines.training.checkpoints import latest_state
 from pipelines.training.state import RECIPE_NAME, read_metrics
 from tests.distributed.jobs import command, curve, same_weights, train
 
@@ -85,8 +85,7 @@ def test_an_error_that_is_no_networks_stops_all_and_names_the_rank(shards: Path,
     assert "Traceback" not in found[0][1] + found[1][1]
 
 
-@pytest.mark.parametrize("kind", ["hang", "hang-in-update"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("kind", "rank"), [("hang", 1), ("hang-in-update", 0)])
 def test_a_rank_that_does_not_answer_is_named(shards: Path, tmp_path: Path, kind: str, rank: int) -> None:
     found = run_ranks(shards, tmp_path, kind, "training.timeout_s=8", rank=rank)
     code, errors = found[1 - rank]
@@ -204,14 +203,12 @@ def test_kill_nine_at_many_moments(shards: Path, undisturbed: Path, tmp_path: Pa
     run = tmp_path / "run"
     for turn in range(40):
         job = start(shards, run, "training.checkpoint_every=1")
-        before = len(list(run.glob(f"{FOLDER}/*/{STATE_NAME}")))
         wait_for(job, run, min(6, turn + 1))
         time.sleep(0.013 * (turn % 5))
         victims = [str(job.pid), *children_of(job)] if job.poll() is None else []
         for pid in victims[turn % 3 : turn % 3 + 1]:
             os.kill(int(pid), signal.SIGKILL)
         job.communicate(timeout=60)
-        assert before is not None
         if job.returncode == 0:
             break
     else:
