@@ -12,6 +12,7 @@ from ghn import GHN, GHNConfig, load_checkpoint, read_deepnets, sample_architect
 from ghn.checkpoint import read_metadata
 from pipelines.training.data import read_architectures
 from tests.command_line import ghn, refused
+from tests.evaluations import scored_here
 from tests.images import make_folder
 from tests.official_files import write_official
 
@@ -79,7 +80,8 @@ def test_an_official_model_is_evaluated_on_official_architectures(official: Path
     for model in (official / "ghn2.pt", tmp_path / "model"):
         out = tmp_path / "evaluation.json"
         data = ("--images", images, "--deepnets", nets, "--split", "val", "--out", str(out))
-        done = ghn("evaluate", "--model", str(model), *data)
+        with scored_here():
+            done = ghn("evaluate", "--model", str(model), *data)
         assert done.returncode == 0, done.stderr
         rows.append(json.loads(out.read_text())["networks"])
     assert rows[0] == rows[1] and len(rows[0]) == 1
