@@ -1,4 +1,4 @@
-"""All DAGs as Airflow sees them: quick to parse, complete, and every task a command with an argument list."""
+"""All of `dags/` as Airflow sees it: quick to parse, complete, and every task a command with an argument list."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ from pendulum import datetime
 sys.path.insert(0, sys.argv[1])  # as Airflow itself does with its DAGs folder
 bag = DagBag(sys.argv[1])
 def names(condition):
-    return [condition.name] if hasattr(condition, "uri") else [n for o in getattr(condition, "objects", ()) for n in names(o)]
-heavy = [name for name in ("torch", "numpy", "pandas", "ghn", "pipelines", "mlflow", "kubernetes", "boto3") if name in sys.modules]
+    if hasattr(condition, "uri"):
+        return [condition.name]
+    return [name for one in getattr(condition, "objects", ()) for name in names(one)]
+banned = ("torch", "numpy", "pandas", "ghn", "pipelines", "mlflow", "kubernetes", "boto3")
+heavy = [name for name in banned if name in sys.modules]
 def next_run(dag):
     timetable = coerce_to_core_timetable(dag.timetable)
     restriction = TimeRestriction(earliest=datetime(2026, 1, 1, 12), latest=None, catchup=True)

@@ -1,4 +1,7 @@
-"""The number of ranks, the stage of ZeRO and how networks are cut decide who computes what, never what is computed."""
+"""`ghn train` on any number of ranks: it decides who computes what, never what is computed.
+
+The same goes for the stage of ZeRO and for how networks are cut.
+"""
 
 from __future__ import annotations
 

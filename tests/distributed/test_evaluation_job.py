@@ -1,4 +1,4 @@
-"""`ghn evaluate`: the same scores from any number of processes, in parts, and after `kill -9`."""
+"""`pipelines.evaluation.job` and `pool`: the same scores from any number of processes, in parts, after kill -9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What goes wrong on one rank: left out and named where it can be, an error that names the rank where it can not."""
+"""`pipelines.training.worker` and `launch` when something goes wrong on one rank.
+
+It is left out and named where it can be; where it can not, there is an error that names the rank.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that ranks take together: each by one of them, the next one to whoever asks first."""
+"""`pipelines.training.ranks`: numbers that ranks take, each by one of them, the next one to whoever asks first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meta-training on two real processes: resume, kill -9, and what may not be mixed."""
+"""`pipelines.training` on two real processes: resume, kill -9, and what may not be mixed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Airflow as people run it: all its parts, the LocalExecutor on PostgreSQL, the REST API; things are killed meanwhile."""
+"""`dags/` and `pipelines.airflow_server` as people run them: LocalExecutor, PostgreSQL, REST API, and kills."""
 
 from __future__ import annotations
 

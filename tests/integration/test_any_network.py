@@ -1,4 +1,7 @@
-"""Every classification model of torchvision, and a sample of timm's: traced, predicted or reported, none forgotten."""
+"""`ghn.trace` and `ghn.predict` on every classification model of torchvision and a sample of timm's.
+
+All are traced, predicted or reported, none forgotten.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data plane on real S3 servers: kills at every write, full disks and buckets, expired credentials, faults."""
+"""`ghn shard` and the reader on real S3 servers: kills at every write, full disks, expired credentials, faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ImageNet recipe on full-size photographs: real steps at 224 pixels and 1000 classes, resumed, evaluated."""
+"""`pipelines/recipes/imagenet.toml` on full-size photographs: real steps at 224 pixels, resumed, evaluated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promotion and rollback in a real registry, through the command line."""
+"""`pipelines.evaluation.promotion` and `alert` in a real registry, through the command line."""
 
 from __future__ import annotations
 

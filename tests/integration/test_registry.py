@@ -1,4 +1,4 @@
-"""Register and evaluate: real MLflow, real S3 protocol."""
+"""`pipelines.register` and `pipelines.registry`: register and evaluate with real MLflow and the real S3 protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training whose checkpoints are on S3 and whose metrics are in MLflow, while both fail now and then."""
+"""`pipelines.training.tracking` and `checkpoints`: metrics in MLflow and states on S3, while both fail now and then."""
 
 from __future__ import annotations
 

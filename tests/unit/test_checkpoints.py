@@ -1,4 +1,4 @@
-"""Checkpoints of training: whole or not at all, wherever they are stored."""
+"""`pipelines.training.checkpoints` and `state`: whole or not at all, wherever they are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: quick help with examples; bad input gives one message, no traceback, and a code that is not 0."""
+"""`pipelines.cli`: quick help with examples; bad input gives one message, no traceback, and a code that is not 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding and augmentation."""
+"""`pipelines.image_batch`: decoding and augmentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The meta-step: its gradient is the gradient of eq. 1, and bad networks take no part."""
+"""`ghn.meta_step`: its gradient is the gradient of eq. 1, and bad networks take no part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks named at the command line, and their drawings."""
+"""`pipelines.models` and `ghn.draw`: networks named at the command line, and their drawings."""
 
 from __future__ import annotations
 

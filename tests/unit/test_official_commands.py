@@ -1,4 +1,4 @@
-"""Official files at the command line: shard the architectures, convert the checkpoint, evaluate one on the other."""
+"""`ghn shard deepnets --from-hdf5`, `convert-checkpoint` and `evaluate` on official files."""
 
 from __future__ import annotations
 

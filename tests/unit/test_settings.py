@@ -1,4 +1,4 @@
-"""Recipes: names, overrides, and what is refused."""
+"""`pipelines.settings`: recipes, overrides, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ghn shard verify`, `ls` and `stats`, and the options for storage, as a user runs them."""
+"""`pipelines.shards.inspect` and the options for storage, as users of `ghn shard verify`, `ls`, `stats` meet them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing shard sets: same bytes on S3 and in folders, whole or not there, exactly once."""
+"""`pipelines.shards.writer` and `jobs`: same bytes on S3 and in folders, whole or not there, exactly once."""
 
 from __future__ import annotations
 

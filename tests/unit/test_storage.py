@@ -1,4 +1,4 @@
-"""Stores: folders and S3 behave alike, and what goes wrong is tried again or named."""
+"""`pipelines.storage`: folders and S3 behave alike, and what goes wrong is tried again or named."""
 
 from __future__ import annotations
 
