@@ -42,9 +42,11 @@ def small_hypernet(small_config: GHNConfig) -> GHN:
 
 @pytest.fixture(autouse=True)
 def _no_ambient_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tests choose their own object store; the caller's must not leak in."""
-    for name in ("AWS_ENDPOINT_URL", "GHN_S3", "GHN_EVENTS", "IMAGES", "MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+    """Tests choose their own settings; those of whoever runs them stay out, but for where data and tools are."""
+    for name in list(os.environ):
+        ours = name.startswith(("GHN_", "AWS_")) or name in ("IMAGES", "MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE")
+        if ours and name not in ("GHN_REFERENCE", "GHN_DATA", "GHN_DOCKER_ENGINE"):
+            monkeypatch.delenv(name)
     yield
 
 
