@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from ghn import compiled
 from ghn.errors import DataError
-from pipelines.image_batch import decode, to_batch
+from pipelines.image_batch import decode, decode_augmented, jitter_colours, random_box, to_batch
 from tests.images import make_image
 
 
@@ -53,3 +56,49 @@ def test_batches_are_normalized(compiler: bool, monkeypatch: pytest.MonkeyPatch)
     for image, (pixels, _) in zip(images, decoded, strict=True):
         expected = (pixels / 255 - [0.5, 0.4, 0.0]) / [0.5, 0.25, 1.0]
         np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-6)
+
+
+def test_boxes_are_drawn_within_the_published_sizes_and_shapes() -> None:
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_box(400, 300, rng) for _ in range(2000)])
+    left, top, right, bottom = boxes.T
+    assert left.min() >= 0 and top.min() >= 0 and right.max() <= 400 and bottom.max() <= 300
+    width, height = right - left, bottom - top
+    area, shape = width * height / (400 * 300), width / height
+    assert 0.075 < area.min() < 0.1 and 0.9 < area.max() <= 1  # sizes are rounded to pixels
+    assert 0.74 < shape.min() < 0.77 and 1.31 < shape.max() < 1.36
+    assert [random_box(400, 300, np.random.default_rng(1)) for _ in range(2)] == [
+        random_box(400, 300, np.random.default_rng(1))
+    ] * 2
+
+
+def test_where_no_box_fits_the_centre_is_taken() -> None:
+    assert random_box(1000, 30, np.random.default_rng(0)) == (480, 0, 520, 30)
+    assert random_box(30, 1000, np.random.default_rng(0)) == (0, 480, 30, 520)
+
+
+def test_jitter_stays_within_its_bounds_and_uses_them() -> None:
+    grey = np.full((4, 4, 3), 100, dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(300):
+        changed = jitter_colours(grey, rng)
+        assert changed.shape == grey.shape and changed.dtype == np.uint8
+        assert len(np.unique(changed)) == 1  # on grey only brightness shows
+        values.append(int(changed[0, 0, 0]))
+    assert 58 <= min(values) < 66 and 134 < max(values) <= 141
+    assert (grey == 100).all()
+
+
+def test_augmented_decoding_is_a_resized_box_with_jitter() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, size=(60, 80, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    sample = {"__key__": "0", "png": file.getvalue(), "cls": b"7"}
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        box = random_box(80, 60, rng)
+        part = Image.fromarray(pixels).resize((16, 16), Image.Resampling.BILINEAR, box=box)
+        expected = jitter_colours(np.asarray(part), rng)
+        found, label = decode_augmented(sample, 16, np.random.default_rng(seed))
+        assert label == 7 and np.array_equal(found, expected)
