@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.local.airflow_server import read_state
 from pipelines.ports import free_port
-from tests.distributed.jobs import GHN_COMMAND
+from tests.command_line import GHN_COMMAND
 
 _FINAL = ("success", "failed")
 

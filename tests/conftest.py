@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from ghn import GHN, GHNConfig
+from tests import s3_servers
 
 torch.set_num_threads(1)  # results and times that do not depend on what else runs
 
@@ -40,21 +42,47 @@ def small_hypernet(small_config: GHNConfig) -> GHN:
 
 @pytest.fixture(autouse=True)
 def _no_ambient_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tests choose their own object store; the caller's must not leak in."""
-    for name in ("AWS_ENDPOINT_URL", "GHN_S3", "GHN_EVENTS", "IMAGES", "MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+    """Tests choose their own settings; those of whoever runs them stay out, but for where data and tools are."""
+    for name in list(os.environ):
+        ours = name.startswith(("GHN_", "AWS_")) or name in ("IMAGES", "MLFLOW_TRACKING_URI", "RANK", "WORLD_SIZE")
+        if ours and name not in ("GHN_REFERENCE", "GHN_DATA", "GHN_DOCKER_ENGINE"):
+            monkeypatch.delenv(name)
     yield
 
 
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A real S3 server on loopback; gives an address in its bucket."""
-    from pipelines.local import embedded_s3
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The embedded S3 server, one for all tests: the environment of its clients."""
+    with s3_servers.running("rclone", tmp_path_factory.mktemp("rclone")) as client:
+        yield client
 
-    with embedded_s3.running(tmp_path / "s3") as client:
-        for name, value in client.items():
-            monkeypatch.setenv(name, value)
-        yield f"s3://{embedded_s3.BUCKET}/test"
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Another implementation of S3, one for all tests."""
+    with s3_servers.running("moto", tmp_path_factory.mktemp("moto")) as client:
+        yield client
+
+
+@pytest.fixture
+def s3(rclone_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test becomes a client of the embedded S3 server; gives an address in its bucket where nothing is yet."""
+    return _client_of(rclone_server, monkeypatch)
+
+
+@pytest.fixture
+def moto(moto_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same with the other implementation."""
+    return _client_of(moto_server, monkeypatch)
+
+
+_PREFIXES = itertools.count()
+
+
+def _client_of(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://ghn/test-{next(_PREFIXES)}"
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,17 @@
-"""Evaluations as `ghn evaluate` writes them, with chosen accuracies."""
+"""Evaluations as `ghn evaluate` writes them, with chosen accuracies; and evaluating without other processes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
+from ghn import load_checkpoint
+from pipelines.evaluation import job as evaluation_job
+from pipelines.evaluation import pool, scores
 from pipelines.evaluation.summary import summary_of
 
 NETWORKS = 20
@@ -44,3 +51,29 @@ def evaluation(
 def spread(mean: float, count: int = NETWORKS) -> list[float]:
     """Accuracies that differ between networks by more than any two models here do."""
     return [mean + (i - (count - 1) / 2) for i in range(count)]
+
+
+@contextlib.contextmanager
+def scored_here() -> Iterator[None]:
+    """Score networks one after the other in this process, by the function that the processes of the pool call."""
+
+    def run_jobs(
+        setup: pool.Setup,
+        jobs: Iterable[pool.Job],
+        processes: int,
+        on_result: Callable[[pool.Job, dict[str, Any]], None],
+    ) -> None:
+        load = functools.cache(load_checkpoint)
+        for job in jobs:
+            on_result(job, pool._score(job, setup, load))
+
+    with mock.patch.object(scores, "run_jobs", run_jobs):
+        yield
+
+
+def evaluate(model: str, *, images: str, deepnets: str, **more: Any) -> dict[str, Any] | None:
+    """Ask a question whose parts are given one by one, like the options of the command."""
+    known = {field.name for field in dataclasses.fields(evaluation_job.Question)}
+    asked = {name: more.pop(name) for name in known & more.keys()}
+    question = evaluation_job.Question(model=model, images=images, deepnets=deepnets, **asked)
+    return evaluation_job.evaluate(question, **more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -14,12 +13,10 @@ from pathlib import Path
 from pipelines.local import embedded_s3
 from pipelines.ports import free_port
 
-SERVERS = ("rclone", "moto")
-
 
 @contextlib.contextmanager
 def running(kind: str, folder: Path) -> Iterator[dict[str, str]]:
-    """Run one of :data:`SERVERS` with the bucket ``ghn``; give the environment of its clients."""
+    """Run ``rclone`` or ``moto`` with the bucket ``ghn``; give the environment of its clients."""
     if kind == "rclone":
         with embedded_s3.running(folder) as client:
             yield client
@@ -49,8 +46,3 @@ def running(kind: str, folder: Path) -> Iterator[dict[str, str]]:
     finally:
         server.terminate()
         server.wait()
-
-
-def as_client(client: dict[str, str], **more: str) -> dict[str, str]:
-    """Return the environment of a command that is a client of a server."""
-    return {**os.environ, **client, **more}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -14,9 +15,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ghn import sample_architectures, trace
+from pipelines.named_networks import load_model
 from pipelines.ports import free_port
 
 BIN = Path(sys.executable).parent
+MODEL = "models:/ghn2-digits@candidate"
+
+
+@functools.cache
+def resnet18() -> dict[str, Any]:
+    """Return a graph as clients send it."""
+    module = load_model("torchvision:resnet18", num_classes=10).eval()
+    return trace(module, torch.empty(1, 3, 32, 32, device="meta")).to_json()
+
+
+@functools.cache
+def dense() -> dict[str, Any]:
+    """Return a specification as clients send it."""
+    return sample_architectures("dense", 1, 9, image_size=16, channels=(16,))[0].spec.to_json()
+
+
+def refused(answer: tuple[int, bytes], *statuses: int) -> str:
+    """Check that an answer is a refusal for a client's fault, with a reason; return the reason."""
+    status, content = answer
+    assert status in (statuses or range(400, 500)), (status, content[:500])
+    said = json.loads(content)
+    assert set(said) == {"error_code", "message"} and 5 < len(said["message"]) <= 1100
+    for inside in ("Traceback", 'File "', "site-packages", ", line "):
+        assert inside not in said["message"]
+    return said["message"]
 
 
 class Server:

@@ -1,4 +1,4 @@
-"""The back-ends: argument lists without a shell, one job for all tries, nothing left behind."""
+"""`ghn_airflow.backends` and `operator`: argument lists without a shell, one job for all tries, nothing left behind."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""All DAGs as Airflow sees them: quick to parse, complete, and every task a command with an argument list."""
+"""All of `dags/` as Airflow sees it: quick to parse, complete, and every task a command with an argument list."""
 
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import subprocess
@@ -19,25 +20,44 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
 NAMES = {"shard_images", "shard_deepnets", "meta_train", "evaluate", "promote", "smoke"}
 DESCRIBE = """
-import json, sys, time
+import json, os, sys
 import airflow.sdk, airflow.providers.standard.operators.python
 from airflow.dag_processing.dagbag import DagBag
+from airflow.serialization.encoders import coerce_to_core_timetable
+from airflow.timetables.base import TimeRestriction
+from airflow.utils.types import DagRunType
+from pendulum import datetime
 sys.path.insert(0, sys.argv[1])  # as Airflow itself does with its DAGs folder
 bag = DagBag(sys.argv[1])
 def names(condition):
-    return [condition.name] if hasattr(condition, "uri") else [n for o in getattr(condition, "objects", ()) for n in names(o)]
-heavy = [name for name in ("torch", "numpy", "pandas", "ghn", "pipelines", "mlflow", "kubernetes", "boto3") if name in sys.modules]
+    if hasattr(condition, "uri"):
+        return [condition.name]
+    return [name for one in getattr(condition, "objects", ()) for name in names(one)]
+banned = ("torch", "numpy", "pandas", "ghn", "pipelines", "mlflow", "kubernetes", "boto3")
+heavy = [name for name in banned if name in sys.modules]
+def next_run(dag):
+    timetable = coerce_to_core_timetable(dag.timetable)
+    restriction = TimeRestriction(earliest=datetime(2026, 1, 1, 12), latest=None, catchup=True)
+    run = timetable.next_dagrun_info(last_automated_data_interval=None, restriction=restriction)
+    times = {"run_after": run.run_after, "data_interval": run.data_interval}
+    return timetable.generate_run_id(run_type=DagRunType.SCHEDULED, **times)
+nights = [next_run(bag.dags["evaluate"])]
+os.environ["GHN_EVALUATION_CRON"] = "17 4 * * *"
+nights.append(next_run(DagBag(sys.argv[1] + "/evaluate.py").dags["evaluate"]))
 json.dump({
     "errors": {str(k): str(v) for k, v in bag.import_errors.items()},
     "seconds": {item.file: item.duration.total_seconds() for item in bag.dagbag_stats},
     "heavy": heavy,
+    "nights": nights,
     "dags": {name: {
         "doc": dag.doc_md, "tags": sorted(dag.tags), "active": dag.max_active_runs,
         "params": {key: dag.params.get_param(key).dump() for key in dag.params},
         "tasks": {t.task_id: {"kind": t.task_type, "owner": t.owner, "retries": t.retries, "pool": t.pool,
             "backoff": bool(t.retry_exponential_backoff), "limit": t.execution_timeout.total_seconds(),
             "callback": bool(t.on_failure_callback), "mapped": t.is_mapped, "after": sorted(t.upstream_task_ids),
-            "outlets": [o.name for o in t.outlets], "rule": str(t.trigger_rule)} for t in dag.tasks},
+            "outlets": [o.name for o in t.outlets], "rule": str(t.trigger_rule),
+            "setup": t.is_setup, "teardown": t.is_teardown,
+            "arguments": list(t.arguments) if name == "smoke" else None} for t in dag.tasks},
         "assets": sorted(names(getattr(dag.timetable, "asset_condition", None))),
     } for name, dag in bag.dags.items()},
 }, sys.stdout)
@@ -96,6 +116,34 @@ def test_assets_join_them(bag: dict[str, Any]) -> None:
     assert made["evaluate"] == {"ghn_evaluation"} and bag["dags"]["promote"]["assets"] == ["ghn_evaluation"]
     assert bag["dags"]["shard_deepnets"]["tasks"]["train_part"]["mapped"]
     assert bag["dags"]["evaluate"]["tasks"]["score"]["mapped"]
+
+
+def test_models_are_evaluated_every_night_at_the_chosen_time(bag: dict[str, Any]) -> None:
+    assert bag["nights"] == ["scheduled__2026-01-02T03:00:00+00:00", "scheduled__2026-01-02T04:17:00+00:00"]
+
+
+def test_the_smoke_dag_runs_in_order(bag: dict[str, Any]) -> None:
+    tasks = bag["dags"]["smoke"]["tasks"]
+    assert tasks["start_store"]["setup"] and tasks["stop_store"]["teardown"]
+    chain = ["train", "resume", "register", "evaluate", "report"]
+    for before, after in itertools.pairwise(chain):
+        assert before in tasks[after]["after"]
+    assert set(tasks["train"]["after"]) == {
+        "shard_images",
+        "shard_train_architectures",
+        "shard_evaluated_architectures",
+    }
+
+
+def test_every_task_of_the_smoke_dag_is_one_known_command(bag: dict[str, Any]) -> None:
+    from pipelines.cli import cli
+
+    tasks = bag["dags"]["smoke"]["tasks"]
+    for task_id, task in tasks.items():
+        assert task["arguments"][0] in cli.commands, task_id
+        assert not any(character in argument for argument in task["arguments"] for character in ";|&$`"), task_id
+    covered = [a for a in tasks["shard_evaluated_architectures"]["arguments"] if not a.startswith("-")]
+    assert {"val", "test", "wide", "deep", "dense", "bnfree", "predefined"} <= set(covered)
 
 
 def test_dag_files_import_only_airflow_and_the_standard_library() -> None:

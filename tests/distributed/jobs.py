@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 from ghn import load_checkpoint
 from pipelines.storage import LocalStore
-from pipelines.training.checkpoints import TrainingState, latest_state
+from pipelines.training.checkpoints import TrainingState, read_checkpoint
 from pipelines.training.run_folder import read_metrics
-
-GHN_COMMAND = str(Path(sys.executable).with_name("ghn"))
+from tests.command_line import GHN_COMMAND
 
 
 def command(shards: Path, run: Path, *more: str, steps: int = 6) -> list[str]:
@@ -43,7 +41,8 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def read_state(run: Path) -> TrainingState | None:
-    return latest_state(LocalStore(str(run)))
+    found = read_checkpoint(LocalStore(str(run)))
+    return None if found is None else found[0]
 
 
 def curve(run: Path) -> list[tuple[int, float, float]]:

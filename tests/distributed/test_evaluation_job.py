@@ -1,4 +1,4 @@
-"""`ghn evaluate`: the same scores from any number of processes, in parts, and after `kill -9`."""
+"""`pipelines.evaluation.job` and `pool`: the same scores from any number of processes, in parts, after kill -9."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import torch
 
 from ghn import GHN, GHNConfig, sample_architectures, save_checkpoint
 from ghn.errors import EnvironmentSetupError, InputError
-from pipelines.evaluation.job import evaluate
 from pipelines.evaluation.report import table, write_report
+from pipelines.part import Part
 from pipelines.shards.jobs import shard_deepnets
-from pipelines.shards.writer import Part
-from tests.distributed.jobs import GHN_COMMAND
+from tests.command_line import GHN_COMMAND
+from tests.evaluations import evaluate, scored_here
 from tests.official_files import write_official
 
 SPLITS = ("val", "deep")
@@ -48,10 +49,18 @@ def given(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def whole(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """An evaluation that nothing disturbed, by one process."""
-    found = evaluate(**given, out=tmp_path_factory.mktemp("whole") / "e.json", processes=1)
+    """An evaluation that nothing disturbed, without other processes."""
+    with scored_here():
+        found = evaluate(**given, out=tmp_path_factory.mktemp("whole") / "e.json")
     assert found is not None
     return found
+
+
+@pytest.fixture
+def here() -> Iterator[None]:
+    """Nothing but the pool depends on processes; the tests of the pool do without this."""
+    with scored_here():
+        yield
 
 
 def results(folder: Path) -> dict[str, int]:
@@ -72,7 +81,8 @@ def test_two_processes_give_what_one_gives(given, whole, tmp_path: Path) -> None
 
 def test_it_goes_on_after_kill_9(given, tmp_path: Path) -> None:
     trained = {"sgd_steps": 8}  # which takes a while
-    whole = evaluate(**given, **trained, out=tmp_path / "whole.json")
+    with scored_here():
+        whole = evaluate(**given, **trained, out=tmp_path / "whole.json")
     command = [GHN_COMMAND, "evaluate", "--out", str(tmp_path / "e.json"), "--processes", "2", "--sgd-steps", "8"]
     for name in ("model", "images", "deepnets"):
         command += [f"--{name}", given[name]]
@@ -98,8 +108,8 @@ def test_it_goes_on_after_kill_9(given, tmp_path: Path) -> None:
     assert len(after) == 24 and {key: after[key] for key in before} == before  # what was stored was not done again
 
 
-def test_parts_come_together(given, whole, tmp_path: Path) -> None:
-    shared = {"results": str(tmp_path / "scores"), "out": tmp_path / "e.json", "processes": 1}
+def test_parts_come_together(here, given, whole, tmp_path: Path) -> None:
+    shared = {"results": str(tmp_path / "scores"), "out": tmp_path / "e.json"}
     for split in SPLITS:
         for number in (1, 2, 3):
             assert evaluate(**{**given, "splits": (split,)}, **shared, part=Part(number, 3)) is None
@@ -109,7 +119,7 @@ def test_parts_come_together(given, whole, tmp_path: Path) -> None:
     assert {**found, "results": ""} == {**whole, "results": ""} and results(tmp_path / "scores") == before
 
 
-def test_scores_are_kept_by_what_decides_them(given, whole, tmp_path: Path) -> None:
+def test_scores_are_kept_by_what_decides_them(here, given, whole, tmp_path: Path) -> None:
     shared = {"results": str(tmp_path / "scores"), "out": tmp_path / "e.json"}
     arguments = {**given, "splits": ("val",), "networks": 2}
     evaluate(**arguments, **shared)
@@ -121,7 +131,7 @@ def test_scores_are_kept_by_what_decides_them(given, whole, tmp_path: Path) -> N
     assert len(results(tmp_path / "scores")) == 10
 
 
-def test_baselines_see_the_same_networks_and_images(given, whole, tmp_path: Path) -> None:
+def test_baselines_see_the_same_networks_and_images(here, given, whole, tmp_path: Path) -> None:
     other = model(tmp_path / "other", 1)
     more = {"baselines": [f"ghn1={other}", f"twin={given['model']}"], "sgd_steps": 5, "sgd_networks": 2}
     found = evaluate(**{**given, "splits": ("val",)}, **more, out=tmp_path / "e.json")
@@ -138,7 +148,7 @@ def test_baselines_see_the_same_networks_and_images(given, whole, tmp_path: Path
     assert content["splits"] == found["splits"] and page.count("<svg") == 5 and "ghn1" in page
 
 
-def test_official_files_give_what_shards_of_the_same_networks_give(given, whole, tmp_path: Path) -> None:
+def test_official_files_give_what_shards_of_the_same_networks_give(here, given, whole, tmp_path: Path) -> None:
     widths = {"image_size": 16, "channels": (8,), "fc_dims": (32,)}
     nets = sample_architectures("val", 4, 0, **widths)
     file = write_official(tmp_path / "deepnets1m_eval.hdf5", {"val": nets})
@@ -150,7 +160,7 @@ def test_official_files_give_what_shards_of_the_same_networks_give(given, whole,
         evaluate(**{**arguments, "splits": ("wide",)}, out=tmp_path / "no.json")
 
 
-def test_failures_are_counted_in_and_named(given, tmp_path: Path) -> None:
+def test_failures_are_counted_in_and_named(here, given, tmp_path: Path) -> None:
     hypernet = GHN(CONFIG)
     with torch.no_grad():
         hypernet.decoder.conv[2].bias.fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""Meta-training on two real processes: resume, kill -9, and what may not be mixed."""
+"""`pipelines.training` on two real processes: resume, kill -9, and what may not be mixed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ghn.checkpoint import read_metadata
 from pipelines.training.checkpoints import FOLDER, STATE_NAME
 from pipelines.training.data import MetaBatches
 from pipelines.training.run_folder import read_metrics
+from tests.command_line import refused
 from tests.distributed.jobs import command, curve, read_state, same_weights, train
-from tests.unit.test_cli import refused
 
 
 def test_a_run_leaves_a_whole_model_metrics_and_its_recipe(undisturbed: Path) -> None:

@@ -1,4 +1,4 @@
-"""A Docker Engine with the built images: the machine's own, or a private one (as root); tests skip with a reason without."""
+"""What integration tests share: a Docker Engine (without one, tests skip with a reason) and a model server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.training.register import register
 from tests.containers import Engine
+from tests.serving import MODEL, Server, mlflow_serve, serving
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRIVATE = Path(os.environ.get("GHN_DOCKER_ENGINE", REPOSITORY.parent / "shared" / "tools" / "docker-engine"))
@@ -18,7 +20,7 @@ PRIVATE = Path(os.environ.get("GHN_DOCKER_ENGINE", REPOSITORY.parent / "shared" 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
-    """A running engine with the training image."""
+    """A running engine with the training image: the machine's own, or a private one (as root)."""
     if shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
         found = Engine(docker=["docker"], compose=["docker", "compose"], build=["docker", "build"])
         private = False
@@ -41,3 +43,26 @@ def engine() -> Iterator[Engine]:
 def docker(engine: Engine) -> list[str]:
     """Command line of its client."""
     return engine.docker
+
+
+@pytest.fixture(scope="module")
+def model_registry(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Tracking address of a registry with one model."""
+    folder = tmp_path_factory.mktemp("registry")
+    tracking = f"sqlite:///{folder}/mlflow.db"
+    register(
+        undisturbed, name="ghn2-digits", tracking_uri=tracking, experiment="x", artifacts=str(folder / "artifacts")
+    )
+    return tracking
+
+
+@pytest.fixture(scope="module")
+def server(model_registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """MLflow's own command."""
+    with serving(mlflow_serve(MODEL), tmp_path_factory.mktemp("served"), MLFLOW_TRACKING_URI=model_registry) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def checkpoint(undisturbed: Path) -> Path:
+    return undisturbed / "model"

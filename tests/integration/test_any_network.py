@@ -1,4 +1,7 @@
-"""Every classification model of torchvision, and a sample of timm's: traced, predicted or reported, none forgotten."""
+"""`ghn.trace` and `ghn.predict` on every classification model of torchvision and a sample of timm's.
+
+All are traced, predicted or reported, none forgotten.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,15 @@ from pipelines.named_networks import load_model
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 
+TWICE = ("torchvision:resnet18", "torchvision:swin_t", "torchvision:googlenet")  # a cheap look at determinism
+
+
 def report(hypernet: GHN, name: str, size: tuple[int, ...]) -> list[str]:
     """Trace and predict; return the reasons of what was kept, after checking that nothing is missing."""
     module = load_model(name, num_classes=1000).eval()
     graph = trace(module, torch.empty(1, *size, device="meta"))
-    assert graph == trace(module, torch.empty(1, *size, device="meta")), name
+    if name in TWICE:
+        assert graph == trace(module, torch.empty(1, *size, device="meta")), name
     with torch.no_grad():
         predicted = predict(hypernet, graph, allow_default=True)
     shapes = {key: p.shape for key, p in module.named_parameters() if p.requires_grad}

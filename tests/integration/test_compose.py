@@ -1,4 +1,4 @@
-"""The compose file, really started: images that can not be pulled are built from the base image (tests/compose)."""
+"""`infra/compose.yaml`, really started: images that can not be pulled are built (`tests/compose`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The container image, really built and run. Needs a Docker Engine; skips with a reason where there is none."""
+"""`infra/docker`: the image, really built and run. Needs a Docker Engine; skips with a reason where there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data plane on real S3 servers: kills at every write, full disks and buckets, expired credentials, faults."""
+"""`ghn shard` and the reader on real S3 servers: kills at every write, full disks, expired credentials, faults."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,22 +16,19 @@ from pipelines.shards.reader import open_reader
 from pipelines.storage import LocalStore, open_store
 from pipelines.training.run_folder import read_metrics
 from tests import s3_servers
+from tests.command_line import GHN_COMMAND, ghn
 from tests.distributed.jobs import train
 from tests.faulty_proxy import Proxy, proxy
 from tests.images import make_folder
 from tests.shard_sets import content, keys
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
-GHN = [sys.executable, "-m", "pipelines.cli"]
 
 
-@pytest.fixture(params=s3_servers.SERVERS)
-def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A real S3 server, of each implementation."""
-    with s3_servers.running(request.param, tmp_path / "server") as client:
-        for name, value in client.items():
-            monkeypatch.setenv(name, value)
-        yield request.param
+@pytest.fixture(params=["s3", "moto"])
+def remote(request: pytest.FixtureRequest) -> str:
+    """An address on each implementation of S3."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
@@ -43,55 +38,26 @@ def faulty(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield running
 
 
-def ghn(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*GHN, *arguments], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
 def image_job(source: Path, out: str) -> list[str]:
     return ["shard", "images", "--source", str(source), "--out", out, "--shard-samples", "12"]
 
 
-def test_jobs_give_the_same_on_every_store(server: str, tmp_path: Path) -> None:
+def test_jobs_give_the_same_on_every_store(remote: str, tmp_path: Path) -> None:
     source = make_folder(tmp_path / "source", per_class=20)
     deepnets = ["shard", "deepnets", "--split", "val", "--count", "23", "--shard-samples", "4", "--out"]
-    for root in ("s3://ghn/sets", str(tmp_path / "sets")):
+    for root in (f"{remote}/sets", str(tmp_path / "sets")):
         assert ghn(*image_job(source, f"{root}/images")).returncode == 0
     for part in ("3/3", "1/3", "2/3"):
-        assert ghn(*deepnets, "s3://ghn/sets/nets", "--part", part).returncode == 0
+        assert ghn(*deepnets, f"{remote}/sets/nets", "--part", part).returncode == 0
     assert ghn(*deepnets, str(tmp_path / "sets" / "nets")).returncode == 0
-    assert content(open_store("s3://ghn/sets")) == content(LocalStore(str(tmp_path / "sets")))
-    verified = ghn("shard", "verify", "s3://ghn/sets", "--deep")
+    assert content(open_store(f"{remote}/sets")) == content(LocalStore(str(tmp_path / "sets")))
+    verified = ghn("shard", "verify", f"{remote}/sets", "--deep")
     assert verified.returncode == 0, verified.stdout
-    local, remote = (
+    local, there = (
         keys(open_reader(f"{root}/images", "train", "images", seed=1).take(60))
-        for root in (str(tmp_path / "sets"), "s3://ghn/sets")
+        for root in (str(tmp_path / "sets"), f"{remote}/sets")
     )
-    assert local == remote
-
-
-def test_large_objects_and_ranges(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GHN_S3_PART_MIB", "5")
-    store = open_store("s3://ghn/large")
-    data = os.urandom((11 << 20) + 7)
-    store.write("object", data)
-    assert store.read("object") == data and store.size("object") == len(data)
-    assert store.read("object", 5 << 20, (5 << 20) + 9) == data[5 << 20 : (5 << 20) + 9]
-    assert store.read("object", len(data) - 3) == data[-3:]
-    store.client.create_multipart_upload(Bucket="ghn", Key="large/left")
-    assert store.remove_unfinished() in (0, 1) and list(store.list()) == ["object"]
-
-
-def test_a_bucket_that_does_not_exist_is_named(server: str, tmp_path: Path) -> None:
-    source = make_folder(tmp_path / "source")
-    done = ghn(*image_job(source, "s3://nowhere/sets"))
-    assert done.returncode == 4 and "bucket 'nowhere' does not exist; create it first" in done.stderr
-    for command in ("verify", "ls", "stats"):
-        done = ghn("shard", command, "s3://nowhere/sets")
-        assert done.returncode == 4 and "bucket 'nowhere' does not exist" in done.stderr
+    assert local == there
 
 
 @pytest.fixture
@@ -114,7 +80,7 @@ def test_kill_nine_at_every_write(faulty: Proxy, s3: str, whole: tuple[Path, dic
         faulty.fault = lambda request, number=number, when=when, seen=seen: (
             when if request.method == "PUT" and next(seen) == number else None
         )
-        job = subprocess.Popen([*GHN, *image_job(source, out)], stderr=subprocess.DEVNULL)
+        job = subprocess.Popen([GHN_COMMAND, *image_job(source, out)], stderr=subprocess.DEVNULL)
         while job.poll() is None and not faulty.hanging.wait(0.02):
             pass
         if not faulty.hanging.is_set():
@@ -130,21 +96,6 @@ def test_kill_nine_at_every_write(faulty: Proxy, s3: str, whole: tuple[Path, dic
     assert len(killed_at) >= len(expected) and {"images", "journal", "manifest.json"} <= {
         name.partition("-")[0] for name in killed_at
     }
-
-
-def test_kill_nine_of_a_job_with_processes(tmp_path: Path) -> None:
-    job = ["shard", "deepnets", "--split", "train", "--count", "2600", "--shard-samples", "200", "--out"]
-    assert ghn(*job, str(tmp_path / "whole")).returncode == 0
-    broken = tmp_path / "broken" / "train"
-    for shards in (1, 5, 9, 12, 13):
-        process = subprocess.Popen([*GHN, *job, str(broken.parent)], stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(broken.glob("*.tar"))) < shards:
-            time.sleep(0.001)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert ghn(*job, str(broken.parent)).returncode == 0
-    assert content(LocalStore(str(broken))) == content(LocalStore(str(tmp_path / "whole" / "train")))
-    assert not [path for path in broken.iterdir() if path.name.startswith(".")]
 
 
 def test_expired_credentials_in_the_middle(faulty: Proxy, s3: str, whole: tuple[Path, dict[str, bytes]]) -> None:

@@ -1,4 +1,4 @@
-"""Training over two hosts: network namespaces with an address and a host name each, and containers."""
+"""`ghn train` over two hosts: network namespaces with an address and a host name each, and containers."""
 
 from __future__ import annotations
 

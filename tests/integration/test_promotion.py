@@ -1,12 +1,12 @@
-"""Promotion and rollback in a real registry, through the command line."""
+"""`pipelines.evaluation.promotion` and `alert` in a real registry, through the command line."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import mlflow
@@ -15,7 +15,7 @@ import pytest
 from ghn.errors import AlertError, DataError, InputError
 from pipelines.evaluation.alert import alert
 from pipelines.evaluation.promotion import promote, rollback
-from tests.distributed.jobs import GHN_COMMAND
+from tests.command_line import ghn, ghn_process, refused
 from tests.evaluations import evaluation, spread
 
 pytestmark = pytest.mark.integration
@@ -49,10 +49,9 @@ def registry(tracking: str, tmp_path: Path) -> Callable[..., int]:
     return candidate
 
 
-def ghn(tracking: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    splits = ("--split", "val") if arguments[0] == "promote" else ()
-    command = [GHN_COMMAND, arguments[0], "--name", NAME, "--tracking-uri", tracking, *splits, *arguments[1:]]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def run(tracking: str, command: str, *options: str) -> CompletedProcess[str]:
+    splits = ("--split", "val") if command == "promote" else ()
+    return ghn(command, "--name", NAME, "--tracking-uri", tracking, *splits, *options)
 
 
 def champion() -> Any:
@@ -63,27 +62,27 @@ def champion() -> Any:
 
 def test_a_better_candidate_becomes_champion_and_can_be_rolled_back(registry, tracking: str) -> None:
     first = registry(val=spread(40), wide=spread(30))
-    dry = ghn(tracking, "promote", "--dry-run")
+    dry = run(tracking, "promote", "--dry-run")
     assert dry.returncode == 0 and "would be promoted" in dry.stdout and champion() is None
-    assert ghn(tracking, "promote").returncode == 0 and int(champion().version) == first
-    assert "already" in ghn(tracking, "promote").stdout
+    assert run(tracking, "promote").returncode == 0 and int(champion().version) == first
+    assert "already" in run(tracking, "promote").stdout
 
     worse = registry(val=spread(41), wide=spread(20))
-    done = ghn(tracking, "promote")
+    done = run(tracking, "promote")
     assert done.returncode == 0 and "is not promoted" in done.stdout and "wide: -10.00" in done.stdout
     assert int(champion().version) == first
     assert "Not promoted" in mlflow.MlflowClient().get_model_version(NAME, str(worse)).description
 
     second = registry(val=spread(41), wide=spread(30))
-    assert "is champion now" in ghn(tracking, "promote").stdout and int(champion().version) == second
+    assert "is champion now" in run(tracking, "promote").stdout and int(champion().version) == second
     assert "Promoted: against version 1" in champion().description and "val: +1.00" in champion().description
 
-    done = ghn(tracking, "rollback", "--reason", "nobody likes it")
+    done = run(tracking, "rollback", "--reason", "nobody likes it")
     assert done.returncode == 0 and int(champion().version) == first
     assert "nobody likes it" in mlflow.MlflowClient().get_model_version(NAME, str(second)).description
-    again = ghn(tracking, "promote")
+    again = run(tracking, "promote")
     assert again.returncode == 0 and "was rolled back" in again.stdout and int(champion().version) == first
-    last = ghn(tracking, "rollback", "--reason", "further")
+    last = run(tracking, "rollback", "--reason", "further")
     assert last.returncode == 2 and "no champion before it" in last.stderr
 
 
@@ -112,7 +111,7 @@ def test_what_is_not_whole_never_promotes(registry, tracking: str, tmp_path: Pat
     for content in (whole[:-30], "", "[]", whole.replace('"mean": 40.0', '"mean": 50.0')):
         file.write_text(content)
         refused(DataError, "broken or incomplete", file)
-    done = ghn(tracking, "promote", "--evaluation", str(file))
+    done = run(tracking, "promote", "--evaluation", str(file))
     assert done.returncode == 5 and "broken or incomplete" in done.stderr and "Traceback" not in done.stderr
     for other in (
         evaluation(version + 1, {"val": spread(40)}, run_id=run_id),
@@ -129,15 +128,10 @@ def test_what_is_not_whole_never_promotes(registry, tracking: str, tmp_path: Pat
 
 def test_a_registry_or_model_that_is_not_there_is_named(registry, tracking: str) -> None:
     registry()
-    nobody = subprocess.run(
-        [GHN_COMMAND, "promote", "--name", "nobody", "--tracking-uri", tracking], capture_output=True, text=True
-    )
-    assert nobody.returncode == 2 and "no registered model nobody" in nobody.stderr
-    nowhere = subprocess.run(
-        [GHN_COMMAND, "promote", "--name", NAME, "--tracking-uri", "sqlite:////proc/nowhere/mlflow.db"],
-        capture_output=True,
-        text=True,
-    )
+    nobody = ghn("promote", "--name", "nobody", "--tracking-uri", tracking)
+    assert nobody.returncode == 2
+    refused(nobody, "no registered model nobody")
+    nowhere = ghn_process("promote", "--name", NAME, "--tracking-uri", "sqlite:////proc/nowhere/mlflow.db")
     assert nowhere.returncode == 4 and "Traceback" not in nowhere.stderr and "/proc/nowhere" in nowhere.stderr
 
 
@@ -159,7 +153,7 @@ def test_alarms_name_the_numbers(registry, tracking: str) -> None:
     promote(NAME, tracking_uri=tracking, splits=("val",))
     worse = registry(val=spread(41), wide=spread(20))
     evaluated(worse, 3)
-    done = ghn(tracking, "alert", "--max-age-hours", "2")
+    done = run(tracking, "alert", "--max-age-hours", "2")
     assert done.returncode == 7 and "Traceback" not in done.stderr
     assert f"candidate (version {worse}): evaluated 3.0 hours ago, limit 2" in done.stderr
     assert "wide: -10.00 percent on 20 networks" in done.stderr and "val: +1.00" not in done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Register and evaluate: real MLflow, real S3 protocol."""
+"""`pipelines.training.register` and `pipelines.registry`: register and evaluate with real MLflow and the real S3 protocol."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.evaluation.job import evaluate
 from pipelines.shards.jobs import shard_deepnets, shard_images
 from pipelines.training.register import register
 from tests.distributed.jobs import train
+from tests.evaluations import evaluate
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

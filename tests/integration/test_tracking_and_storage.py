@@ -1,4 +1,4 @@
-"""Training whose checkpoints are on S3 and whose metrics are in MLflow, while both fail now and then."""
+"""`pipelines.training.tracking` and `checkpoints`: metrics in MLflow and states on S3, while both fail now and then."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import pytest
 from pipelines.lineage import commit
 from pipelines.shards.manifest import read_manifest
 from pipelines.storage import open_store
-from pipelines.training.checkpoints import latest_state, read_checkpoint
+from pipelines.training.checkpoints import read_checkpoint
 from pipelines.training.register import register
-from pipelines.training.run_folder import read_metrics
-from pipelines.training.tracking import tracked_run
+from pipelines.training.run_folder import read_metrics, tracked_run
 from tests.distributed.jobs import command, curve, same_weights, train
 from tests.faulty_proxy import Proxy, proxy
 
@@ -58,7 +57,7 @@ def test_an_outage_of_the_store_costs_a_checkpoint_not_the_run(
     done = train(shards, tmp_path / "run", arguments=("--store", f"{s3}/other"))
     assert done.returncode == 6 and "last checkpoint could not be written" in done.stderr
     assert "Traceback" not in done.stderr
-    assert latest_state(open_store(f"{s3}/other")).step == 4
+    assert read_checkpoint(open_store(f"{s3}/other"))[0].step == 4
     faulty.fault = lambda request: None
     assert train(shards, tmp_path / "run", arguments=("--store", f"{s3}/other")).returncode == 0
     assert curve(tmp_path / "run") == curve(undisturbed) and same_weights(tmp_path / "run", undisturbed)

@@ -1,4 +1,4 @@
-"""The generator's distributions against the published networks (two-sample Kolmogorov-Smirnov)."""
+"""`ghn.space` against the published networks: its distributions, by two-sample Kolmogorov-Smirnov tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published system's parameters and logits, number by number, and the converted checkpoints."""
+"""`ghn.predict` against the published system: parameters and logits, number by number, and converted checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three ways to one graph: built from the specification, read from the official file, traced from the module."""
+"""`ghn.build`, `ghn.deepnets` and `ghn.trace`: three ways to one graph, of the published networks."""
 
 from __future__ import annotations
 

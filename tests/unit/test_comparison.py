@@ -1,4 +1,4 @@
-"""Whether one model is better than another, over the same networks."""
+"""`pipelines.evaluation.comparison`: whether one model is better than another, over the same networks."""
 
 from __future__ import annotations
 

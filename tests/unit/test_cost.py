@@ -1,4 +1,4 @@
-"""Costs told from specifications, and networks dealt over ranks by them."""
+"""`ghn.cost` and `pipelines.training.dealing`: costs told from specifications; networks dealt over ranks by them."""
 
 from __future__ import annotations
 

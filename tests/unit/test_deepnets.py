@@ -1,4 +1,4 @@
-"""The official DeepNets-1M files: what is written in their format is read back, lazily, and damage is named."""
+"""`ghn.deepnets`: what is written in the official format is read back, lazily, and damage is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo says at its end is true: its files and commands are those of today."""
+"""`pipelines.local.demo`: what it says at its end is true, its files and commands are those of today."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures say what they should, whatever the numbers."""
+"""`pipelines.drawing`: pictures say what they should, whatever the numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded S3 server: starts once, asks for credentials, keeps its objects, stops by its own id."""
+"""`pipelines.local.embedded_s3`: starts once, asks for credentials, keeps its objects, stops by its own id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of single networks: predicted, random, trained for a few steps; and what is said of a split."""
+"""`ghn.evaluation` and `ghn.sgd`: scores of single networks, predicted, random or trained for a few steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks run from their layout equal their modules: values, gradients, dropout."""
+"""`ghn.functional`: networks run from their layout equal their modules: values, gradients, dropout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks and their graphs: built, traced and real ones agree for any architecture."""
+"""`ghn.graph` and `ghn.build`: built, traced and real graphs agree for any architecture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fast hypernetwork against a plain transcription of the equations, values and gradients."""
+"""`ghn.hypernet` against a plain transcription of the equations, values and gradients."""
 
 from __future__ import annotations
 

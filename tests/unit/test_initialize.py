@@ -1,4 +1,4 @@
-"""Predicted parameters in a module: loaded, calibrated, trained on."""
+"""`ghn.initialize`: predicted parameters in a module, loaded, calibrated, trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model comes from."""
+"""`pipelines.lineage`: where a model comes from."""
 
 from __future__ import annotations
 

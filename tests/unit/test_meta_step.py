@@ -1,4 +1,4 @@
-"""The meta-step: its gradient is the gradient of eq. 1, and bad networks take no part."""
+"""`ghn.meta_step`: its gradient is the gradient of eq. 1, and bad networks take no part."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ def test_gradient_is_that_of_the_mean_loss(hypernet: GHN, batch) -> None:
     assert outcome.loss.item() == pytest.approx(sum(outcome.losses) / 3)
     for name, parameter in hypernet.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_smoothed_labels_give_every_class_a_part(hypernet: GHN, batch) -> None:
+    images, labels = batch[0].double(), batch[1]
+    hypernet.double()
+    (net,) = architectures(1)
+    outcome = meta_step(hypernet, [net], [(images, labels)], weight=1.0, label_smoothing=0.3)
+    (parameters,) = hypernet([net.graph])
+    log_p = run_network(net.network(device="meta").train(), parameters, images).log_softmax(1)
+    target = torch.full_like(log_p, 0.03).scatter_(1, labels[:, None], 0.73)
+    assert outcome.losses == pytest.approx([-(target * log_p).sum(1).mean().item()], rel=1e-9)
 
 
 MODELS = {

@@ -1,4 +1,4 @@
-"""Networks named at the command line, and their drawings."""
+"""`pipelines.named_networks` and `ghn.draw`: networks named at the command line, and their drawings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ghn import GHN, GHNConfig, sample_architectures, save_checkpoint
 from ghn.draw import draw_graph
 from ghn.errors import InputError
 from pipelines.named_networks import load_model
-from tests.unit.test_cli import ghn, refused
+from tests.command_line import ghn, refused
 
 MODEL = """
 import helper

@@ -1,4 +1,4 @@
-"""Official files at the command line: shard the architectures, convert the checkpoint, evaluate one on the other."""
+"""`ghn shard deepnets --from-hdf5`, `convert-checkpoint` and `evaluate` on official files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 
 from ghn import GHN, GHNConfig, load_checkpoint, read_deepnets, sample_architectures
 from ghn.checkpoint import read_metadata
-from pipelines.training.data import read_architectures
+from pipelines.shards.architectures import read_architectures
+from tests.command_line import ghn, refused
+from tests.evaluations import scored_here
 from tests.images import make_folder
 from tests.official_files import write_official
-from tests.unit.test_cli import ghn, refused
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,8 @@ def test_an_official_model_is_evaluated_on_official_architectures(official: Path
     for model in (official / "ghn2.pt", tmp_path / "model"):
         out = tmp_path / "evaluation.json"
         data = ("--images", images, "--deepnets", nets, "--split", "val", "--out", str(out))
-        done = ghn("evaluate", "--model", str(model), *data)
+        with scored_here():
+            done = ghn("evaluate", "--model", str(model), *data)
         assert done.returncode == 0, done.stderr
         rows.append(json.loads(out.read_text())["networks"])
     assert rows[0] == rows[1] and len(rows[0]) == 1

@@ -1,4 +1,4 @@
-"""Recipes: names, overrides, and what is refused."""
+"""`pipelines.recipe`: recipes, overrides, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,20 +1,18 @@
-"""`ghn shard verify`, `ls` and `stats`, and the options for storage, as a user runs them."""
+"""`pipelines.shards.inspect` and the options for storage, as users of `ghn shard verify`, `ls`, `stats` meet them."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from ghn.errors import DataError, InputError
-from pipelines.cli import cli
 from pipelines.shards.inspect import verify_sets
 from pipelines.shards.jobs import shard_deepnets, shard_images
 from pipelines.storage import LocalStore
+from tests.command_line import ghn, ghn_process, refused
 from tests.images import make_folder
 from tests.shard_sets import FACTS, SampleRecord, write_shards
 
@@ -28,20 +26,15 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "sets"
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(cli, list(arguments))
-    return result.exit_code, result.output if result.exception is None else f"{result.output}{result.exception}"
-
-
 def test_whole_sets_pass_verification(sets: Path) -> None:
     for url in (sets, sets / "images", sets / "deepnets" / "val"):
         assert verify_sets(str(url)) == verify_sets(str(url), deep=True) == []
-    code, output = run("shard", "verify", str(sets))
-    assert code == 0 and "everything is as the manifests say" in output
+    done = ghn("shard", "verify", str(sets))
+    assert done.returncode == 0 and "everything is as the manifests say" in done.stdout
 
 
 def test_everything_wrong_is_listed(tmp_path: Path, sets: Path) -> None:
-    subprocess.run(["cp", "-r", str(sets), str(tmp_path / "sets")], check=True)
+    shutil.copytree(sets, tmp_path / "sets")
     train = tmp_path / "sets" / "images" / "train"
     shards = sorted(train.glob("*.tar"))
     shards[0].unlink()
@@ -60,8 +53,7 @@ def test_everything_wrong_is_listed(tmp_path: Path, sets: Path) -> None:
     ):
         assert expected in problems
     assert len(problems.splitlines()) == 4
-    with pytest.raises(DataError, match="4 problems"):
-        cli.main(["shard", "verify", str(tmp_path / "sets"), "--deep"], standalone_mode=False)
+    refused(ghn("shard", "verify", str(tmp_path / "sets"), "--deep"), "4 problems")
 
 
 def test_samples_that_make_no_sense_are_listed(tmp_path: Path) -> None:
@@ -79,31 +71,39 @@ def test_samples_that_make_no_sense_are_listed(tmp_path: Path) -> None:
 
 
 def test_listing_and_statistics(sets: Path, tmp_path: Path) -> None:
-    code, output = run("shard", "ls", str(sets / "deepnets"))
-    assert code == 0 and "deepnets-val-000001.tar" in output and "5 samples in 2 shards" in output
+    done = ghn("shard", "ls", str(sets / "deepnets"))
+    assert done.returncode == 0 and "deepnets-val-000001.tar" in done.stdout
+    assert "5 samples in 2 shards" in done.stdout
     picture = tmp_path / "picture.svg"
-    code, output = run("shard", "stats", str(sets), "--draw", str(picture), "--sample", "10")
-    assert code == 0 and picture.read_text().startswith("<?xml")
-    rows = {(row.split()[0], row.split()[1]): row.split() for row in output.splitlines() if row[:1].strip()}
+    done = ghn("shard", "stats", str(sets), "--draw", str(picture), "--sample", "10")
+    assert done.returncode == 0 and picture.read_text().startswith("<?xml")
+    rows = {(row.split()[0], row.split()[1]): row.split() for row in done.stdout.splitlines() if row[:1].strip()}
     assert rows["deepnets", "val"][2:4] == ["5", "2"] and int(rows["deepnets", "val"][6].replace(",", "")) > 10
     assert rows["images", "train"][2] == "43"
 
 
 @pytest.mark.parametrize("command", ["verify", "ls", "stats"])
-def test_an_address_without_sets_is_named(command: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no shard set at"):
-        cli.main(["shard", command, str(tmp_path)], standalone_mode=False)
+def test_an_address_without_sets_is_named(command: str, s3: str, tmp_path: Path) -> None:
+    refused(ghn("shard", command, str(tmp_path)), "no shard set at")
+    nowhere = ghn("shard", command, "s3://nowhere/sets")
+    assert nowhere.returncode == 4
+    refused(nowhere, "bucket 'nowhere' does not exist; create it first")
+
+
+def test_a_bucket_is_not_made_by_a_job(s3: str, tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source")
+    done = ghn("shard", "images", "--source", str(source), "--out", "s3://nowhere/sets", "--shard-samples", "12")
+    assert done.returncode == 4
+    refused(done, "bucket 'nowhere' does not exist; create it first")
 
 
 def test_storage_options_reach_every_process(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     cache = tmp_path / "cache"
     options = ["--s3-endpoint", endpoint, "--s3-region", "us-east-1", "--s3-path-style", "--cache", str(cache)]
-    command = [sys.executable, "-m", "pipelines.cli", *options]
     arguments = ["deepnets", "--split", "predefined", "--count", "2", "--out", f"{s3}/x"]
-    subprocess.run([*command, "shard", *arguments], check=True, capture_output=True)
-    done = subprocess.run([*command, "shard", "verify", f"{s3}/x"], check=True, capture_output=True, text=True)
-    assert "as the manifests say" in done.stdout
+    done = ghn_process(*options, "shard", *arguments)  # which makes them in processes
+    assert done.returncode == 0, done.stderr
+    done = ghn(*options, "shard", "verify", f"{s3}/x")
+    assert done.returncode == 0 and "as the manifests say" in done.stdout, done.stderr

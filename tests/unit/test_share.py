@@ -1,4 +1,4 @@
-"""A rank's share of a step: equal however it is cut, and bad networks are left out by name."""
+"""`pipelines.training.share`, a rank's share of a step: equal however it is cut; bad networks are left out by name."""
 
 from __future__ import annotations
 

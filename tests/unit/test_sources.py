@@ -1,4 +1,4 @@
-"""Image sources: folders, zips, ImageNet and CIFAR as they are distributed, and what is wrong with them."""
+"""`pipelines.sources`: folders, zips, ImageNet and CIFAR as they are distributed, and what is wrong with them."""
 
 from __future__ import annotations
 

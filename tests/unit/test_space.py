@@ -1,4 +1,4 @@
-"""The sampling rules: every row of the published table, and reproducibility."""
+"""`ghn.space`, the sampling rules: every row of the published table, and reproducibility."""
 
 from __future__ import annotations
 

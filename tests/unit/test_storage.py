@@ -1,4 +1,4 @@
-"""Stores: folders and S3 behave alike, and what goes wrong is tried again or named."""
+"""`pipelines.storage`: folders and S3 behave alike, and what goes wrong is tried again or named."""
 
 from __future__ import annotations
 
@@ -29,9 +29,15 @@ def faulty(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Proxy, st
         yield running, s3
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["s3", "moto"])
+def remote(request: pytest.FixtureRequest) -> str:
+    """An address on each implementation of S3."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["folder", "s3", "moto"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return open_store(str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("s3"))
+    return open_store(str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue(request.param))
 
 
 def test_stores_behave_alike(store: Store) -> None:
@@ -49,6 +55,18 @@ def test_stores_behave_alike(store: Store) -> None:
     store.delete("a")
     assert store.size("a") is None and store.remove_unfinished() == 0
     assert pickle.loads(pickle.dumps(store)).read("b2") == b"b2b2b2"
+
+
+def test_large_objects_and_ranges(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GHN_S3_PART_MIB", "5")
+    store = open_store(remote)
+    data = os.urandom((11 << 20) + 7)
+    store.write("object", data)
+    assert store.read("object") == data and store.size("object") == len(data)
+    assert store.read("object", 5 << 20, (5 << 20) + 9) == data[5 << 20 : (5 << 20) + 9]
+    assert store.read("object", len(data) - 3) == data[-3:]
+    store.client.create_multipart_upload(Bucket="ghn", Key=f"{store.prefix}left")
+    assert store.remove_unfinished() in (0, 1) and list(store.list()) == ["object"]
 
 
 def test_large_objects_travel_in_parts(faulty: tuple[Proxy, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +158,9 @@ def test_expired_credentials_are_looked_up_anew_and_named(faulty: tuple[Proxy, s
 
 
 def test_uploads_that_were_never_completed_are_removed(s3: str) -> None:
-    store = open_store(f"{s3}/sub")
-    for key in ("test/sub/x", "other"):
-        store.client.create_multipart_upload(Bucket="ghn", Key=key)
+    store, root = open_store(f"{s3}/sub"), s3.removeprefix("s3://ghn/")
+    for key in ("sub/x", "other"):
+        store.client.create_multipart_upload(Bucket="ghn", Key=f"{root}/{key}")
     assert store.remove_unfinished() == 1 and store.remove_unfinished() == 0
 
 
@@ -202,11 +220,14 @@ def test_cached_content_is_what_its_name_says(tmp_path: Path) -> None:
     assert cache.get("a" * 64) is None and not any(tmp_path.iterdir())
 
 
+def test_a_bucket_that_does_not_exist_is_named(remote: str) -> None:
+    store = open_store("s3://nobody/x")
+    for ask in (store.read, store.size, store.list, lambda key: store.write(key, b"1")):
+        with pytest.raises(StorageError, match="bucket 'nobody' does not exist; create it first"):
+            ask("key")
+
+
 def test_storage_errors_name_the_address_and_the_next_step(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StorageError, match="bucket 'nobody' does not exist"):
-        open_store("s3://nobody/x").read("key")
-    with pytest.raises(StorageError, match="bucket 'nobody' does not exist"):
-        open_store("s3://nobody/x").size("key")
     with pytest.raises(FileNotFoundError):
         open_store(s3).read("missing")
     assert open_store(s3).size("missing") is None

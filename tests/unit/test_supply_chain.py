@@ -1,3 +1,5 @@
+"""`infra/supply`: the lock, the audit, the licences and the bill of materials."""
+
 import importlib.metadata
 import io
 import json

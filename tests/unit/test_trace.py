@@ -1,4 +1,4 @@
-"""Tracing modules that are not from the search space."""
+"""`ghn.tracing`: modules that are not from the search space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every rule of the tracing table, on the smallest module that uses it."""
+"""`ghn.tracing.rules`: every rule of the table, on the smallest module that uses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing shard sets: same bytes on S3 and in folders, whole or not there, exactly once."""
+"""`pipelines.shards.writer` and `jobs`: same bytes on S3 and in folders, whole or not there, exactly once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghn.errors import DataError, InputError, StorageError
+from pipelines.part import Part
 from pipelines.shards.jobs import shard_deepnets, shard_images
 from pipelines.shards.manifest import MANIFEST_NAME, Rejection, read_manifest
 from pipelines.shards.reader import ShardReader
-from pipelines.shards.writer import Part, SampleRecord, SetWriter
+from pipelines.shards.writer import SampleRecord, SetWriter
 from pipelines.storage import LocalStore, open_store
 from tests.faulty_proxy import proxy
 from tests.images import make_folder

@@ -1,4 +1,4 @@
-"""Checkpoints: round trips, and what is refused."""
+"""`ghn.checkpoint`, the files of a model: round trips, and what is refused."""
 
 from __future__ import annotations
 

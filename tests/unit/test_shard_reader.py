@@ -1,4 +1,4 @@
-"""Reading shard sets: every sample once, in one order, from anywhere, by any number of readers; damage is named."""
+"""`pipelines.shards.reader`: every sample once, in one order, by any number of readers; damage is named."""
 
 from __future__ import annotations
 

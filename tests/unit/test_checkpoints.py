@@ -1,4 +1,4 @@
-"""Checkpoints of training: whole or not at all, wherever they are stored."""
+"""`pipelines.training.checkpoints` and `state`: whole or not at all, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from pipelines.training.checkpoints import (
     Retention,
     TrainingState,
     folder,
-    latest_state,
     read_checkpoint,
     write_checkpoint,
 )
@@ -55,7 +54,7 @@ def kept(store: Store) -> list[int]:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path))
-    assert read_checkpoint(store) is None and latest_state(store) is None
+    assert read_checkpoint(store) is None
     write(store, 5)
     found, content = read_checkpoint(store)
     assert found.step == 5 and set(found.files) == {"weights.safetensors", "optimizer.safetensors"}
