@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipelines.drawing import draw_curve
+from pipelines.evaluation.drawing import draw_curve
 
 
 def rows(losses: list[float]) -> list[dict[str, float]]:
