@@ -66,6 +66,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return LINK.sub(change, MARKER.sub(lambda match: GENERATED[match[1]](), markdown))
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Take Sphinx's roles out of docstrings: their names stand in code letters already."""
+    return re.sub(r":(?:func|class|meth|data|attr|mod):(<code>)~?", r"\1", html)
+
+
 def _outside(text: str, source: Path) -> Iterator[str]:
     for match in LINK.finditer(text):
         target = _resolve(match[2], source)
@@ -304,7 +309,7 @@ def _check(source: Path, markdown: str) -> None:
     if source == Path("reference/library.md"):
         import ghn
 
-        for name in sorted(set(ghn.__all__) - set(re.findall(r"^::: ghn\.(\w+)$", markdown, re.MULTILINE))):
+        for name in sorted(set(ghn.__all__) - set(re.findall(r"^::: ghn\..*?(\w+)$", markdown, re.MULTILINE))):
             log.warning("%s: ghn.%s has no entry", source, name)
     if source == Path("reference/environment.md"):
         named = set(VARIABLE.findall(markdown + storage_variables() + serving_variables()))
