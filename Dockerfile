@@ -1,5 +1,5 @@
 # Two images: ghn-train (the last stage, hence the default) has every `ghn` command; `--target platform` adds Airflow's parts and
-# MLflow's server. `docker run ghn-train` meta-trains on an embedded default; docs/containers.md has the rest.
+# MLflow's server. `docker run ghn-train` meta-trains on an embedded default; docs/how-to/containers.md has the rest.
 #
 # PIP_FIND_LINKS: a folder or page of wheels that pip looks into, too; with a CPU build of torch there the image is small.
 # ACCELERATOR=cuda: for GPU nodes; without PIP_FIND_LINKS, since the registry's torch is the CUDA build.
@@ -47,7 +47,7 @@ ARG CREATED=
 ENV GHN_GIT_COMMIT=$GIT_COMMIT
 LABEL org.opencontainers.image.title="ghn-train" \
       org.opencontainers.image.description="Meta-training, evaluation and serving of Graph HyperNetworks" \
-      org.opencontainers.image.documentation="docs/containers.md" \
+      org.opencontainers.image.documentation="docs/how-to/containers.md" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version=$VERSION \
       org.opencontainers.image.revision=$GIT_COMMIT \

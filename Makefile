@@ -59,6 +59,9 @@ parity: $(READY) ## Compare with the published system's data, if it is there
 bench: $(READY) ## Measure speed and memory; exits with 1 where a target is not met
 	$(BIN)/python -m benchmarks
 
+docs: $(READY) ## Build the documentation into build/site; fails for broken links and undocumented names
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 docker: ## Build the images ghn-train and ghn-platform
 	docker build -t ghn-train --build-arg GIT_COMMIT=$$(git rev-parse HEAD) .
 	docker build -t ghn-platform --build-arg GIT_COMMIT=$$(git rev-parse HEAD) --target platform .

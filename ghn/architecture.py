@@ -135,7 +135,7 @@ def sample_architectures(
 
 
 def predefined_architectures(num_classes: int = 10, image_size: int = 32) -> list[Architecture]:
-    """Return the two hand-made evaluation networks: ResNet-50 and the 12-cell ViT (paper, section 5.1)."""
+    """Return the two hand-made evaluation networks: ResNet-50 and the 12-cell ViT (paper, section 5)."""
     vit = ArchitectureSpec(
         genotype=Genotype(
             normal=(("none", 0), ("msa", 1)),

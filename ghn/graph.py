@@ -1,6 +1,6 @@
 """The computational graph of a network, as GHN-2 sees it: typed nodes, real edges, and virtual edges.
 
-Source: paper, section 2.1 (graphs) and section 3.2 (virtual edges). A node carries at most one weight tensor; a norm
+Source: paper, section 2.1 (graphs) and section 4 (virtual edges). A node carries at most one weight tensor; a norm
 node carries its bias too. Nodes are in topological order, node 0 is the input and the last one is the output.
 """
 

@@ -1,6 +1,6 @@
 """One meta-training step: images through several predicted networks, gradients back into the hypernetwork.
 
-Source: paper, eq. 1 (the meta-objective) and section 3.1 (meta-batches). Networks run one after another and their
+Source: paper, eq. 2 (the meta-objective) and section 4 (meta-batches). Networks run one after another and their
 activations are freed at once; the gradients with respect to the predicted parameters then go through the hypernetwork
 together. A network with a non-finite loss or gradient, or one that raises (out of memory, above all), takes no part and is
 named. The step knows no engine: ``hypernet`` may be a :class:`~ghn.hypernet.GHN` or anything that wraps one and returns its
@@ -97,7 +97,7 @@ def meta_step(
         hypernet: graphs -> predicted parameters.
         architectures: this process's share of the meta-batch (one or more).
         batches: for each network its images; as published, all the same ones.
-        weight: factor on each network's loss, 1 / size of the whole meta-batch for the mean of eq. 1.
+        weight: factor on each network's loss, 1 / size of the whole meta-batch for the mean of eq. 2.
         label_smoothing: 0 to 1.
         network_clip: largest norm of one network's gradient with respect to its parameters (> 0). These norms differ
             a hundredfold between networks; unclipped, a few decide each step. ``None``, as published, leaves them.

@@ -1,7 +1,7 @@
 """The target networks: an ``nn.Module`` for each specification, with the published parameter names.
 
 Batch normalization always uses batch statistics (``track_running_stats=False``), so ``.eval()`` needs no running
-statistics (paper, section 4.1). All convolutions are bias-free; all linear layers but qkv have a bias.
+statistics (as published). All convolutions are bias-free; all linear layers but qkv have a bias.
 """
 
 from __future__ import annotations

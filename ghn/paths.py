@@ -1,4 +1,4 @@
-"""Shortest paths in graphs in topological order, and the pairs of nodes that they connect (paper, section 3.2)."""
+"""Shortest paths in graphs in topological order, and the pairs of nodes that they connect (paper, section 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ordinary training of one network with SGD, to say how many steps of it a prediction is worth (paper, section 5.2)."""
+"""Ordinary training of one network with SGD, to say how many steps of it a prediction is worth (paper, section 5)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ghn.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class GHNConfig:
-    """Which hypernetwork to build; the defaults are GHN-2 for CIFAR-10 (paper, section 3).
+    """Which hypernetwork to build; the defaults are GHN-2 for CIFAR-10 (paper, section 4).
 
     Attributes:
         num_classes: classes that the decoders' last layers predict (>= 2).
@@ -20,8 +20,8 @@ class GHNConfig:
         max_shape: largest (out, in, kh, kw) decoded in one piece; larger tensors are tiled.
         hypernet: ``gatedgnn`` (GHN-1, GHN-2) or ``mlp`` (the baseline without message passing).
         decoder: only ``conv`` exists.
-        weight_norm: normalize the predicted parameters (section 3.3).
-        ve: virtual edges (section 3.2).
+        weight_norm: normalize the predicted parameters (section 4).
+        ve: virtual edges (section 4).
         layernorm: layer normalization behind the graph network.
 
     Raises:

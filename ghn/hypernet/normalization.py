@@ -1,4 +1,4 @@
-"""Differentiable normalization of predicted parameters (paper, section 3.3)."""
+"""Differentiable normalization of predicted parameters (paper, section 4)."""
 
 from __future__ import annotations
 

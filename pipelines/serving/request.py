@@ -125,7 +125,7 @@ def _one(data: Any, where: str) -> PredictionRequest:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in (where, *first["loc"]))[:200]
-        raise InputError(f"{place}: {first['msg']}; see docs/serving.md for the fields") from error
+        raise InputError(f"{place}: {first['msg']}; see docs/how-to/serving.md for the fields") from error
     if sum(form is not None for form in (request.specification, request.graph, request.model)) != 1:
         raise InputError(f"{where}: give one of specification, graph and model")
     of_models = {

@@ -225,7 +225,7 @@ def test_the_smoke_dag_runs_and_its_model_is_served(
 
 
 def test_the_registry_is_restored_from_its_backup(project: Project, airflow: Airflow) -> None:
-    """The commands of docs/operating.md."""
+    """The commands of docs/how-to/operating.md."""
     client = mlflow.MlflowClient(f"http://127.0.0.1:{project.environment['MLFLOW_PORT']}")
     made = client.get_model_version_by_alias("ghn2-digits", "champion")
     dump = ("exec", "-T", "postgres", "sh", "-c", "pg_dump -U ghn --format=custom mlflow > /tmp/mlflow.dump")

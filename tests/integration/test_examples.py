@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from pipelines.register import register
 
 from ghn import sample_architectures
-from pipelines.register import register
 from tests.examples import run_example
 from tests.serving import ghn_serve, serving
 

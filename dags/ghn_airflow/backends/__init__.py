@@ -1,7 +1,7 @@
 """Where a ``ghn`` command runs: on this machine, on hosts, in containers, or as a Kubernetes Job.
 
 The person who triggers a DAG chooses the back-end and the number of nodes. Everything else (host file, image, volumes, name space)
-is the installation's and comes from the environment of Airflow's workers; see ``docs/airflow.md``.
+is the installation's and comes from the environment of Airflow's workers; see ``docs/how-to/airflow.md``.
 """
 
 from __future__ import annotations
