@@ -34,8 +34,8 @@ smoke: $(READY) ## Run the same job on a tiny shard, in under three minutes
 airflow: $(READY) ## Run Airflow, MLflow and an object store with all DAGs, and say where to click; Ctrl-C stops it
 	$(BIN)/ghn airflow --folder runs/airflow --port $(or $(PORT),8080)
 
-test: $(READY) ## Run the tests (at most ten minutes, no root)
-	$(BIN)/python -m pytest -m "not integration"
+test: $(READY) ## Run the tests, two at a time, with coverage (at most ten minutes, no root)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not integration" -n 2 --dist loadfile --cov
 
 integration: $(READY) ## Run the tests with servers and containers (Docker parts need an engine)
 	$(BIN)/python -m pytest -m integration --durations=25

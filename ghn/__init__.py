@@ -12,6 +12,7 @@ declare_torchvision_operators()  # before anything may import torchvision
 from ghn.architecture import Architecture, sample_architectures
 from ghn.checkpoint import load_checkpoint, save_checkpoint
 from ghn.deepnets import read_deepnets
+from ghn.errors import DataError, GHNError, InputError
 from ghn.genotype import ArchitectureSpec, Genotype, ModelSpec
 from ghn.graph import ArchitectureGraph
 from ghn.hypernet import GHN, GHNConfig
@@ -28,8 +29,11 @@ __all__ = [
     "ArchitectureGraph",
     "ArchitectureSpec",
     "Coverage",
+    "DataError",
     "GHNConfig",
+    "GHNError",
     "Genotype",
+    "InputError",
     "ModelSpec",
     "adjust_for_small_images",
     "calibrate_batchnorm",

@@ -47,6 +47,13 @@ def save_checkpoint(hypernet: GHN, path: str | os.PathLike[str], metadata: Mappi
     Raises:
         InputError: if ``path`` is a file, or ``metadata`` is not JSON-ready; nothing is written then.
 
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     folder = save_checkpoint(GHN(), Path(place, "model"), {"steps": 0})
+        ...     print(sorted(file.name for file in folder.iterdir()))
+        ['config.json', 'model.safetensors']
+
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
@@ -80,6 +87,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> GHN:
     Raises:
         InputError: if there is no checkpoint at ``path`` or it is of another kind.
         DataError: if it is damaged, or its tensors do not fit its configuration; the message names the tensor.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     print(load_checkpoint(save_checkpoint(GHN(), place)).config == GHNConfig())
+        True
 
     """
     location = Path(path)

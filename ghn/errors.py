@@ -6,13 +6,31 @@ the message and exits with ``exit_code``; anything else that escapes is a bug an
 
 
 class GHNError(Exception):
-    """Base of all deliberate errors; ``exit_code`` is what the command line exits with."""
+    """Base of all deliberate errors; ``exit_code`` is what the command line exits with.
+
+    Example:
+        >>> import ghn
+        >>> try:
+        ...     ghn.load_checkpoint("nowhere")
+        ... except ghn.GHNError as error:
+        ...     print(error.exit_code, error)
+        2 no checkpoint at nowhere: give a folder written by `ghn train`, or an official .pt file
+
+    """
 
     exit_code = 1
 
 
 class InputError(GHNError, ValueError):
-    """The caller's data or options are wrong: mend the input named in the message."""
+    """The caller's data or options are wrong: mend the input named in the message.
+
+    Example:
+        >>> from ghn import sample_architectures
+        >>> sample_architectures("deepest", 1, seed=0)
+        Traceback (most recent call last):
+        ghn.errors.InputError: unknown split 'deepest'; splits are train, val, test, wide, deep, dense, bnfree, predefined
+
+    """
 
     exit_code = 2
 

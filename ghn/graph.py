@@ -81,6 +81,15 @@ class ArchitectureGraph:
         num_classes: width of the output.
         kept: trainable parameters that no node covers, with the reason.
 
+    Example:
+        >>> import torch
+        >>> from ghn import trace
+        >>> graph = trace(torch.nn.Linear(4, 10), torch.zeros(1, 4))
+        >>> [node.primitive for node in graph.nodes], graph.edges
+        (['input', 'conv', 'bias'], ((0, 1), (1, 2)))
+        >>> ArchitectureGraph.from_json(graph.to_json()) == graph
+        True
+
     """
 
     nodes: tuple[Node, ...]

@@ -43,6 +43,11 @@ def initialize(
     Raises:
         InputError: as :func:`ghn.trace` and :func:`ghn.predict`, or if the module is on the meta device.
 
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+        >>> print(initialize(network, GHN(), torch.zeros(1, 3, 32, 32)))
+        4 of 4 parameter tensors predicted (314 values)
+
     """
     named = dict(module.named_parameters())
     if on_meta := next((name for name, parameter in named.items() if parameter.is_meta), None):
@@ -93,6 +98,13 @@ def calibrate_batchnorm(module: nn.Module, images: Tensor | Iterable[Tensor], *,
 
     Raises:
         InputError: if there are no images.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> before = network[1].running_mean.clone()
+        >>> network = calibrate_batchnorm(network, torch.randn(16, 3, 8, 8))
+        >>> bool((network[1].running_mean != before).all())
+        True
 
     """
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]

@@ -25,6 +25,11 @@ class Coverage:
         kept: (name, reason), in alphabetical order.
         values: number of values in the predicted parameters.
 
+    Example:
+        >>> print(Coverage(predicted=("0.weight",), kept=(("scale", "not between input and output"),), values=8))
+        1 of 2 parameter tensors predicted (8 values)
+          kept: scale (not between input and output)
+
     """
 
     predicted: tuple[str, ...]
@@ -39,7 +44,15 @@ class Coverage:
 
 
 def coverage(graph: ArchitectureGraph) -> Coverage:
-    """Return which of a network's trainable parameters its graph covers."""
+    """Return which of a network's trainable parameters its graph covers.
+
+    Example:
+        >>> import torch
+        >>> from ghn import trace
+        >>> coverage(trace(torch.nn.Linear(4, 10), torch.zeros(1, 4))).values
+        50
+
+    """
     return Coverage(
         predicted=tuple(parameter.name for parameter in graph.parameters),
         kept=graph.kept,
@@ -69,6 +82,13 @@ def predict(
     Raises:
         InputError: naming the first parameter that would keep its own value and is not allowed to, or the two numbers
             of classes if they differ.
+
+    Example:
+        >>> from ghn import GHNConfig, sample_architectures
+        >>> graph = sample_architectures("val", 1, seed=0)[0].graph
+        >>> parameters = predict(GHN(GHNConfig()), graph)
+        >>> all(parameters[name].shape == shape for name, shape, _ in graph.parameters)
+        True
 
     """
     patterns = (

@@ -20,6 +20,10 @@ def adjust_for_small_images(module: nn.Module) -> nn.Module:
         InputError: for a model of another family; the message lists those that are known.
         EnvironmentSetupError: without torchvision.
 
+    Example:
+        >>> adjust_for_small_images(import_torchvision().models.resnet18(num_classes=10)).conv1.kernel_size
+        (3, 3)
+
     """
     models = import_torchvision().models
     families: dict[type, Any] = {

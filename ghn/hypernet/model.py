@@ -47,6 +47,13 @@ class GHN(nn.Module):
     Calling it with graphs returns one ``{parameter name: tensor}`` per graph, differentiable with respect to the
     hypernetwork's own weights.
 
+    Example:
+        >>> from ghn import sample_architectures
+        >>> graphs = [architecture.graph for architecture in sample_architectures("train", 2, seed=0)]
+        >>> predictions = GHN(GHNConfig(hid=8, max_shape=(8, 8, 7, 7)))(graphs)
+        >>> [len(prediction) == len(graph.parameters) for prediction, graph in zip(predictions, graphs)]
+        [True, True]
+
     """
 
     def __init__(self, config: GHNConfig | None = None) -> None:

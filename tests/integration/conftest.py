@@ -36,6 +36,7 @@ def engine() -> Iterator[Engine]:
     found.make_image(REPOSITORY, found.train)
     yield found
     if private:
+        found.run("image", "prune", "--force")  # what earlier builds were before; a disk fills up with them
         subprocess.run([str(PRIVATE), "down"], capture_output=True, timeout=300)
 
 

@@ -26,6 +26,7 @@ from safetensors.torch import load
 from ghn import ArchitectureGraph, load_checkpoint, predict, sample_architectures, trace
 from ghn.errors import InputError
 from pipelines.serving.predict import predict as predict_job
+from tests.examples import run_example
 from tests.serving import BIN, MODEL, Server, dense, ghn_serve, refused, resnet18, serving
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -311,3 +312,21 @@ def test_mlflow_installs_the_models_environment_elsewhere(model_registry: str) -
         name, _, pinned = line.partition("==")
         assert version(name).partition("+")[0] == pinned
     assert shutil.which("mlflow", path=str(BIN))
+
+
+def test_the_example_asks_with_the_standard_library_alone(server: Server, tmp_path: Path) -> None:
+    architecture = sample_architectures("dense", 1, 9, image_size=16, channels=(16,))[0]
+    (tmp_path / "architecture.json").write_text(json.dumps(architecture.spec.to_json()))
+    arguments = ("--server", server.url, "--specification", "architecture.json")
+    done = run_example("call_the_server.py", *arguments, cwd=tmp_path, python=("-I", "-S"))
+    assert done.returncode == 0, done.stderr
+    titles = re.findall(r"^(.+): (\d+) tensors, [\d.]+ MB, SHA-256 is right", done.stdout, re.MULTILINE)
+    assert titles == [
+        ("an architecture", str(len(architecture.graph.parameters))),
+        ("resnet18", "62"),
+        ("resnet18, only fc.*", "2"),
+    ]
+    assert re.search(r"^  conv1.weight +64x3x3x3 +first value [+-]\d\.\d{4}$", done.stdout, re.MULTILINE)
+    again = run_example("call_the_server.py", "--server", server.url, "--model", "no_such", cwd=tmp_path)
+    assert again.returncode == 1 and "the server refused with 400" in again.stderr
+    assert "Traceback" not in again.stderr
