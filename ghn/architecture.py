@@ -34,7 +34,7 @@ class Architecture:
         index: its position in that split.
         stored_graph: its graph, where that was read from a file; otherwise it is built or traced when asked for.
 
-    Example:
+    Examples:
         >>> architecture = sample_architectures("val", 1, seed=0)[0]
         >>> parameters = dict(architecture.network().named_parameters())
         >>> architecture.run(parameters, torch.zeros(2, 3, 32, 32), training=False).shape
@@ -121,7 +121,7 @@ def sample_architectures(
     Raises:
         InputError: for an unknown split, negative numbers, or widths out of range.
 
-    Example:
+    Examples:
         >>> [architecture.label for architecture in sample_architectures("deep", 2, seed=0)]
         ['deep[0]', 'deep[1]']
 

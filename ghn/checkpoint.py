@@ -47,7 +47,7 @@ def save_checkpoint(hypernet: GHN, path: str | os.PathLike[str], metadata: Mappi
     Raises:
         InputError: if ``path`` is a file, or ``metadata`` is not JSON-ready; nothing is written then.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as place:
         ...     folder = save_checkpoint(GHN(), Path(place, "model"), {"steps": 0})
@@ -88,7 +88,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> GHN:
         InputError: if there is no checkpoint at ``path`` or it is of another kind.
         DataError: if it is damaged, or its tensors do not fit its configuration; the message names the tensor.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as place:
         ...     print(load_checkpoint(save_checkpoint(GHN(), place)).config == GHNConfig())

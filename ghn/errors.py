@@ -8,7 +8,7 @@ the message and exits with ``exit_code``; anything else that escapes is a bug an
 class GHNError(Exception):
     """Base of all deliberate errors; ``exit_code`` is what the command line exits with.
 
-    Example:
+    Examples:
         >>> import ghn
         >>> try:
         ...     ghn.load_checkpoint("nowhere")
@@ -24,7 +24,7 @@ class GHNError(Exception):
 class InputError(GHNError, ValueError):
     """The caller's data or options are wrong: mend the input named in the message.
 
-    Example:
+    Examples:
         >>> from ghn import sample_architectures
         >>> sample_architectures("deepest", 1, seed=0)
         Traceback (most recent call last):

@@ -59,7 +59,7 @@ Edge = tuple[str, int]
 class Genotype:
     """Two cells, each a list of ``2 * steps`` (operation, input state) edges and the states it concatenates.
 
-    Example:
+    Examples:
         >>> cell = (("sep_conv_3x3", 0), ("skip_connect", 1))
         >>> Genotype(normal=cell, normal_concat=(2,), reduce=cell, reduce_concat=(2,)).ops == {"sep_conv_3x3", "skip_connect"}
         True
@@ -125,7 +125,7 @@ class ArchitectureSpec:
         num_classes: width of the output.
         image_size: height and width of the input in pixels.
 
-    Example:
+    Examples:
         >>> from ghn import sample_architectures
         >>> spec = sample_architectures("deep", 1, seed=0)[0].spec
         >>> ArchitectureSpec.from_json(spec.to_json()) == spec
@@ -227,7 +227,7 @@ class ModelSpec:
     Raises:
         InputError: for another model, or a number out of range.
 
-    Example:
+    Examples:
         >>> ModelSpec(model="torchvision:resnet50", num_classes=1000, image_size=224).to_json()
         {'model': 'torchvision:resnet50', 'num_classes': 1000, 'image_size': 224}
 

@@ -81,7 +81,7 @@ class ArchitectureGraph:
         num_classes: width of the output.
         kept: trainable parameters that no node covers, with the reason.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ghn import trace
         >>> graph = trace(torch.nn.Linear(4, 10), torch.zeros(1, 4))

@@ -43,7 +43,7 @@ def initialize(
     Raises:
         InputError: as :func:`ghn.trace` and :func:`ghn.predict`, or if the module is on the meta device.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
         >>> print(initialize(network, GHN(), torch.zeros(1, 3, 32, 32)))
         4 of 4 parameter tensors predicted (314 values)
@@ -99,7 +99,7 @@ def calibrate_batchnorm(module: nn.Module, images: Tensor | Iterable[Tensor], *,
     Raises:
         InputError: if there are no images.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
         >>> before = network[1].running_mean.clone()
         >>> network = calibrate_batchnorm(network, torch.randn(16, 3, 8, 8))

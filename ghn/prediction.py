@@ -25,7 +25,7 @@ class Coverage:
         kept: (name, reason), in alphabetical order.
         values: number of values in the predicted parameters.
 
-    Example:
+    Examples:
         >>> print(Coverage(predicted=("0.weight",), kept=(("scale", "not between input and output"),), values=8))
         1 of 2 parameter tensors predicted (8 values)
           kept: scale (not between input and output)
@@ -46,7 +46,7 @@ class Coverage:
 def coverage(graph: ArchitectureGraph) -> Coverage:
     """Return which of a network's trainable parameters its graph covers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ghn import trace
         >>> coverage(trace(torch.nn.Linear(4, 10), torch.zeros(1, 4))).values
@@ -83,7 +83,7 @@ def predict(
         InputError: naming the first parameter that would keep its own value and is not allowed to, or the two numbers
             of classes if they differ.
 
-    Example:
+    Examples:
         >>> from ghn import GHNConfig, sample_architectures
         >>> graph = sample_architectures("val", 1, seed=0)[0].graph
         >>> parameters = predict(GHN(GHNConfig()), graph)

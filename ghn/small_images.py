@@ -20,7 +20,7 @@ def adjust_for_small_images(module: nn.Module) -> nn.Module:
         InputError: for a model of another family; the message lists those that are known.
         EnvironmentSetupError: without torchvision.
 
-    Example:
+    Examples:
         >>> adjust_for_small_images(import_torchvision().models.resnet18(num_classes=10)).conv1.kernel_size
         (3, 3)
 

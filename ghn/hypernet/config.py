@@ -27,7 +27,7 @@ class GHNConfig:
     Raises:
         InputError: naming the field that is of another type or out of range.
 
-    Example:
+    Examples:
         >>> ghn1 = GHNConfig(weight_norm=False, ve=False)
         >>> GHNConfig.from_json(ghn1.to_json()) == ghn1
         True

@@ -47,7 +47,7 @@ class GHN(nn.Module):
     Calling it with graphs returns one ``{parameter name: tensor}`` per graph, differentiable with respect to the
     hypernetwork's own weights.
 
-    Example:
+    Examples:
         >>> from ghn import sample_architectures
         >>> graphs = [architecture.graph for architecture in sample_architectures("train", 2, seed=0)]
         >>> predictions = GHN(GHNConfig(hid=8, max_shape=(8, 8, 7, 7)))(graphs)

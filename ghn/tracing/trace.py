@@ -37,7 +37,7 @@ def trace(module: nn.Module, example_input: Any) -> ArchitectureGraph:
         InputError: if the module fails on the input, has no trainable parameters, or if its output holds no tensor or
             does not depend on its input; the message names the class and its module.
 
-    Example:
+    Examples:
         >>> graph = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), torch.zeros(1, 3, 32, 32))
         >>> [(node.primitive, node.shape) for node in graph.nodes[1:]]
         [('conv', (8, 3, 3, 3)), ('bias', (8,)), ('bn', (8,))]
