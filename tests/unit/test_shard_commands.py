@@ -12,7 +12,7 @@ import pytest
 from pipelines.shards.inspect import verify_sets
 from pipelines.shards.jobs import shard_deepnets, shard_images
 from pipelines.storage import LocalStore
-from tests.command_line import ghn, ghn_process, refused
+from tests.command_line import ghn, refused
 from tests.images import make_folder
 from tests.shard_sets import FACTS, SampleRecord, write_shards
 
@@ -97,13 +97,13 @@ def test_a_bucket_is_not_made_by_a_job(s3: str, tmp_path: Path) -> None:
     refused(done, "bucket 'nowhere' does not exist; create it first")
 
 
-def test_storage_options_reach_every_process(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_options_reach_the_store(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     cache = tmp_path / "cache"
     options = ["--s3-endpoint", endpoint, "--s3-region", "us-east-1", "--s3-path-style", "--cache", str(cache)]
     arguments = ["deepnets", "--split", "predefined", "--count", "2", "--out", f"{s3}/x"]
-    done = ghn_process(*options, "shard", *arguments)  # which makes them in processes
+    done = ghn(*options, "shard", *arguments)
     assert done.returncode == 0, done.stderr
     done = ghn(*options, "shard", "verify", f"{s3}/x")
     assert done.returncode == 0 and "as the manifests say" in done.stdout, done.stderr

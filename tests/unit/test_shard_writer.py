@@ -263,8 +263,19 @@ def test_architecture_job_counts_nodes_and_passes_over_large_graphs(tmp_path: Pa
 
 
 KILLED_JOB = """
-import sys
+import os, sys, time
+from pipelines.shards import generate
 from pipelines.shards.jobs import shard_deepnets
+from pipelines.storage import LocalStore
+if "processes" in sys.argv:
+    os.cpu_count, generate._WORTH_PROCESSES, generate._BLOCK = lambda: 2, 1, 5
+if "stop" in sys.argv:  # when the fourth shard is there
+    write = LocalStore.write
+    def write_and_stop(self, key, *rest):
+        write(self, key, *rest)
+        while key.endswith("000004.tar"):
+            time.sleep(1)
+    LocalStore.write = write_and_stop
 shard_deepnets(["train"], sys.argv[1], count=100, seed=0, shard_samples=5, image_size=16, channels=(8,), fc_dims=(32,))
 """
 
@@ -298,3 +309,25 @@ def test_kill_nine_at_any_moment_changes_nothing(s3: str, tmp_path: Path) -> Non
         running.fault = lambda r: None
         subprocess.run([*command, s3], check=True, stderr=subprocess.DEVNULL, env=environment)
     assert content(store) == whole
+
+
+@pytest.mark.integration
+def test_kill_nine_of_a_job_with_processes_takes_them_along(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_JOB]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, stderr=subprocess.DEVNULL)
+    broken = tmp_path / "broken" / "train"
+    job = subprocess.Popen([*command, str(broken.parent), "processes", "stop"], stderr=subprocess.DEVNULL)
+    while job.poll() is None and not list(broken.glob("*000004.tar")):
+        time.sleep(0.02)
+    processes = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    assert len(processes) >= 2 and len(list(broken.glob("*.tar"))) < 20
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{process}").exists() for process in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    again = subprocess.run([*command, str(broken.parent), "processes"], stderr=subprocess.PIPE, text=True)
+    assert again.returncode == 0, again.stderr
+    whole = content(LocalStore(str(tmp_path / "whole" / "train")))
+    assert content(LocalStore(str(broken))) == whole and len(list(broken.iterdir())) == len(whole)
