@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from pipelines.shards.image_records import OnBadImage, image_records
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.writer import Records, SampleRecord, SetWriter
 from pipelines.sources.images import Check
-from pipelines.sources.opening import VAL_FRACTION, open_source
+from pipelines.sources.opening import VAL_FRACTION, ImageSource, open_source
 from pipelines.storage import open_store
 
 _SHARD_MIB = 128  # some eight of them are in memory at the most
@@ -72,34 +73,38 @@ def shard_images(
     if shard_mib < 1:
         raise InputError(f"shard-mib={shard_mib}: give at least 1")
     images = open_source(source, seed=seed, image_size=image_size, limit=limit, val_fraction=val_fraction, check=check)
+    request = {
+        "image_size": image_size,
+        "limit": limit,
+        "val_fraction": val_fraction,
+        "listing_sha256": images.digest,
+        "shard_samples": shard_samples,
+        "shard_mib": shard_mib,
+        "on_bad_image": on_bad_image,
+        "check": check,
+    }
     jobs = []
     for split, indices in images.splits.items():
-        facts = {
-            "kind": "images",
-            "split": split,
-            "source": images.listing.name,
-            "seed": seed,
-            "classes": list(images.listing.classes),
-            "request": {
-                "image_size": image_size,
-                "limit": limit,
-                "val_fraction": val_fraction,
-                "listing_sha256": images.digest,
-                "shard_samples": shard_samples,
-                "shard_mib": shard_mib,
-                "on_bad_image": on_bad_image,
-                "check": check,
-            },
-        }
-        writer = SetWriter(
-            open_store(f"{out.rstrip('/')}/{split}"), facts, shard_samples=shard_samples, shard_bytes=shard_mib << 20
-        )
-
-        def records(start: int, indices: Any = indices) -> Records:
-            return image_records(images, indices, start, on_bad_image)
-
-        jobs.append(_Job(writer, records, len(indices)))
+        store, facts = open_store(f"{out.rstrip('/')}/{split}"), _image_facts(images, split, seed, request)
+        writer = SetWriter(store, facts, shard_samples=shard_samples, shard_bytes=shard_mib << 20)
+        jobs.append(_Job(writer, functools.partial(_image_records, images, indices, on_bad_image), len(indices)))
     return _run("shard images", "image", jobs)
+
+
+def _image_facts(images: ImageSource, split: str, seed: int, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says about a split, and what its request was."""
+    return {
+        "kind": "images",
+        "split": split,
+        "source": images.listing.name,
+        "seed": seed,
+        "classes": list(images.listing.classes),
+        "request": dict(request),
+    }
+
+
+def _image_records(images: ImageSource, indices: Any, on_bad_image: OnBadImage, start: int) -> Records:
+    return image_records(images, indices, start, on_bad_image)
 
 
 def shard_deepnets(
