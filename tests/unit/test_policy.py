@@ -85,7 +85,7 @@ def test_sharding_may_do_all_that_the_store_does_and_the_docs_say_what() -> None
         for action in each(s["Action"])
     }
     assert used == set(OPERATIONS.values())
-    documented = (INFRA.parent / "docs" / "kubernetes.md").read_text()
+    documented = (INFRA.parent / "docs" / "how-to" / "kubernetes.md").read_text()
     assert all(f"`{action}`" in documented for action in used)
 
 
