@@ -175,7 +175,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     for key, kind in (("config", dict), ("weights_sha256", str), ("metadata", dict)):
         if not isinstance(data.get(key), kind):
-            raise DataError(f"{file} is damaged: it has no {key}; restore the checkpoint")
+            raise DataError(f"{file} is damaged: its {key} is missing or of another kind; restore the checkpoint")
     return data
 
 

@@ -227,7 +227,9 @@ def _read_meta(path: Path, split: str) -> tuple[list[str], dict[int, str], dict[
 
     try:
         content = json.loads(path.read_bytes(), object_hook=compact)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"can not read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: it is not JSON ({error}); get it anew") from error
     if not isinstance(content, dict) or not all(isinstance(part, dict) for part in content.values()):
         raise DataError(f"{path} is no DeepNets-1M description: it must map splits to nets and meta")

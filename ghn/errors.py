@@ -1,7 +1,8 @@
 """Every error this project raises on purpose, grouped by who must act.
 
 A message names the thing, the place (file, shard, architecture, parameter) and the next step. The command line prints
-the message and exits with ``exit_code``; anything else that escapes is a bug and keeps its traceback.
+the message and exits with ``exit_code``. It does so, with 3, for files that can not be used and packages that are not
+installed; anything else that escapes is a bug and keeps its traceback.
 """
 
 

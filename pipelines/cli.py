@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import os
 import sys
 from typing import NoReturn
@@ -11,6 +13,14 @@ import click
 from pipelines.commands import data, evaluation, local, prediction, training
 from pipelines.process import tune_process
 
+_ENVIRONMENT = 3  # exit code of ghn.errors.EnvironmentSetupError, which may be what can not be imported
+_EXTRAS = {"airflow": "demo", "matplotlib": "demo", "sklearn": "demo", "timm": "dev"}
+"""Which extra has a package, where it is not `train`."""
+_UNUSABLE = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+    *(errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+)
+"""What is wrong with a file or folder that somebody else than we can mend."""
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
@@ -76,27 +86,33 @@ for commands in SECTIONS.values():
 
 
 def main() -> None:
-    """Run the command line; deliberate errors print one message, other errors are bugs and keep their traceback."""
+    """Run the command line.
+
+    Deliberate errors print one message, and so do files that can not be used and packages that are not installed. Other
+    errors are bugs and keep their traceback.
+    """
     try:
         if code := cli.main(standalone_mode=False):  # of a command that left by `context.exit`
             sys.exit(code)
     except click.exceptions.Abort:
-        click.echo("ghn: interrupted", err=True)
-        sys.exit(130)
+        _fail("interrupted", 130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or importlib.util.find_spec(package) is not None:
+            raise  # of an installed package, or of this one
+        extra = _EXTRAS.get(package, "train")
+        _fail(f"this command needs {package}, which is not installed: pip install 'ghn[{extra}]'", _ENVIRONMENT)
     except Exception as error:
-        from ghn.errors import EnvironmentSetupError, GHNError
+        from ghn.errors import GHNError
 
-        if isinstance(error, OSError) and error.filename and not isinstance(error, GHNError):
-            _fail(f"{error.filename}: {error.strerror}", EnvironmentSetupError.exit_code)
-        if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] not in ("ghn", "pipelines"):
-            message = f"this command needs {error.name}, which is not installed: pip install 'ghn[train]'"
-            _fail(message, EnvironmentSetupError.exit_code)
-        if not isinstance(error, GHNError):
-            raise
-        _fail(str(error), error.exit_code)
+        if isinstance(error, GHNError):
+            _fail(str(error), error.exit_code)
+        if isinstance(error, OSError) and error.filename and error.errno in _UNUSABLE:
+            _fail(str(error), _ENVIRONMENT)
+        raise
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

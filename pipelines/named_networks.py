@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ghn.compat import import_torchvision
 from ghn.errors import EnvironmentSetupError, InputError
 from ghn.networks import NoInitialization
 
@@ -38,8 +39,7 @@ def load_model(name: str, *, num_classes: int) -> nn.Module:
     if not colon or not rest:
         raise InputError(f"model {name!r}: write torchvision:NAME, timm:NAME or FILE.py:FACTORY")
     if source == "torchvision":
-        from torchvision import models
-
+        models = import_torchvision().models
         _known(rest, models.list_models(module=models), "torchvision")
         extra = {"init_weights": False} if rest in ("googlenet", "inception_v3") else {}
         return _build(lambda: models.get_model(rest, weights=None, num_classes=num_classes, **extra))

@@ -54,6 +54,8 @@ class GHNConfig:
             raise InputError(f"hid={self.hid}: give a multiple of 4")
         if self.num_classes < 2:
             raise InputError(f"num_classes={self.num_classes}: give at least 2")
+        if type(self.max_shape) is not tuple or any(type(size) is not int for size in self.max_shape):
+            raise InputError(f"max_shape={self.max_shape!r}: give (out, in, k, k) with whole numbers")
         if len(self.max_shape) != 4 or min(self.max_shape) < 1 or self.max_shape[2] != self.max_shape[3]:
             raise InputError(f"max_shape={self.max_shape}: give (out, in, k, k) with positive sizes")
         if self.hypernet not in ("gatedgnn", "mlp") or self.decoder != "conv":

@@ -140,7 +140,8 @@ class Recorder(TorchFunctionMode):
         outputs = [args[0]] if call.name == "setitem" else list(tensors(result))
         if outputs and call.name not in self.ignores:
             origin = self._follow(call, inputs)
-            weights = call.name == "softmax" or (call.name not in _ENDS_ATTENTION and id(args[0]) in self.attention)
+            of_attention = id(call.get(0, "input")) in self.attention
+            weights = call.name == "softmax" or (of_attention and call.name not in _ENDS_ATTENTION)
             for output in outputs:
                 if id(output) not in self._parameter_ids:
                     self.assign(output, origin)

@@ -208,7 +208,7 @@ def _recurrent(recorder: Recorder, call: Call) -> Nodes:
 
 def _select(recorder: Recorder, call: Call) -> Nodes | None:
     """A learned table indexed by data (relative positions computed on the fly)."""
-    return _embedding(recorder, call) if recorder.parameters(call.args[0]) else None
+    return _embedding(recorder, call) if recorder.parameters(call.get(0, "input")) else None
 
 
 RULES: dict[str, Rule] = {

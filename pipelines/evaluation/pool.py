@@ -21,7 +21,7 @@ from ghn.evaluation import Score, network_facts, score_predicted, score_random
 from ghn.sgd import SGDSettings, sgd_scores
 from pipelines.evaluation.inputs import EvaluatedImages, Split, training_images
 from pipelines.evaluation.methods import Method
-from pipelines.process import die_with
+from pipelines.process import die_with, tune_process
 from pipelines.recipe import ImageSettings
 
 
@@ -129,6 +129,7 @@ def _work(connection: Connection, setup: Setup, parent: int) -> None:
     """Do jobs until no more come; errors in the input are sent as results."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     die_with(parent)
+    tune_process()  # what becomes of freed memory is each process's own matter
     torch.set_num_threads(1)
     load = functools.cache(load_checkpoint)
     while True:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ghn.architecture import Architecture
+from ghn.errors import DataError
 from ghn.genotype import Spec, spec_from_json
 from pipelines.shards.reader import open_reader
 from pipelines.shards.writer import SampleRecord
@@ -31,8 +32,10 @@ def read_spec(sample: Mapping[str, Any]) -> Spec:
 
 
 def read_architecture(sample: Mapping[str, Any], split: str = "") -> Architecture:
-    """Return the architecture that a sample holds."""
-    return Architecture(spec=read_spec(sample), split=split, index=int(sample["__key__"]))
+    """Return the architecture that a sample holds; raises :class:`DataError` for a key that is no number."""
+    if not (key := str(sample["__key__"])).isdecimal():
+        raise DataError(f"key {key!r} of an architecture is no number")
+    return Architecture(spec=read_spec(sample), split=split, index=int(key))
 
 
 def read_architectures(root: str, split: str) -> list[Architecture]:

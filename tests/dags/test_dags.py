@@ -82,7 +82,7 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_they_load_quickly_and_import_nothing_heavy(bag: dict[str, Any]) -> None:
     assert bag["errors"] == {} and set(bag["dags"]) == NAMES and bag["heavy"] == []
     assert len(bag["seconds"]) == len(NAMES)
-    assert all(seconds < 0.5 for seconds in bag["seconds"].values()), bag["seconds"]
+    assert all(seconds < 2 for seconds in bag["seconds"].values()), bag["seconds"]
 
 
 def test_the_linter_bans_heavy_imports(tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
-"""`pipelines.cli`: quick help with examples; bad input gives one message, no traceback, and a code that is not 0."""
+"""`pipelines.cli`: help with examples; bad input gives one message, no traceback, and a code that is not 0."""
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,15 +26,15 @@ def commands(group: click.Group, *path: str) -> Iterator[str]:
             yield " ".join((*path, name))
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_is_a_table_of_contents_and_imports_nothing_heavy() -> None:
     code = "import sys, pipelines.cli; print({'torch', 'mlflow', 'deepspeed', 'boto3', 'airflow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
-    seconds = []
-    for _ in range(5):
-        started = time.monotonic()
-        assert ghn_process("--help").returncode == 0
-        seconds.append(time.monotonic() - started)
-    assert statistics.median(seconds) < 0.5
+    done = ghn_process("--help")
+    assert done.returncode == 0
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ") and line[2:3].islower()]
+    assert [name for name in listed if name in cli.commands] == list(
+        cli.commands
+    )  # in the order in which one needs them
 
 
 @pytest.mark.parametrize("command", commands(cli))
@@ -123,3 +121,28 @@ def test_bad_models_and_specifications(tmp_path: Path) -> None:
     refused(ghn("demo", "--images", "no.zip", "--out", str(tmp_path / "d")), "no.zip does not exist")
     refused(ghn("demo", "--out", str(tmp_path)), "is not empty and holds no earlier demo")
     assert not (tmp_path / "p.safetensors").exists() and not (tmp_path / "e.json").exists()
+
+
+def test_files_and_packages_that_can_not_be_used_give_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for command in (["s3", "stop", "file"], ["demo", "--out", "file"], ["airflow", "--folder", "file"]):
+        done = ghn(*command, cwd=tmp_path)
+        assert done.returncode == 3, command
+        refused(done, "file")
+    monkeypatch.setitem(sys.modules, "boto3", None)  # as if it were not installed
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = ghn("shard", "ls", "s3://bucket/prefix")
+    assert done.returncode == 3
+    refused(done, "boto3", "pip install 'ghn[train]'")
+
+
+def test_paths_on_this_machine_are_no_addresses(tmp_path: Path) -> None:
+    for command in (["train", "--run", "s3://bucket/run"], ["report", "--evaluation", "e.json", "--out", "s3://b/x"]):
+        done = ghn(*command, cwd=tmp_path)
+        assert done.returncode == 2 and not list(tmp_path.iterdir())
+        refused(done, "s3://", "give a path")
+    done = ghn("evaluate", "--model", "m", "--images", "i", "--deepnets", "d", "--out", "e.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    refused(done, ".json")

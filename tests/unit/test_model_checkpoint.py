@@ -127,3 +127,33 @@ def test_damage_and_other_kinds_are_errors(small_hypernet: GHN, tmp_path: Path) 
         load_checkpoint(tmp_path / "text.pt")
     with pytest.raises(InputError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_what_can_not_be_written_leaves_what_was_there(small_hypernet: GHN, tmp_path: Path) -> None:
+    folder = save_checkpoint(small_hypernet, tmp_path / "model", {"steps": 1})
+    with pytest.raises(InputError, match="not JSON-ready"):
+        save_checkpoint(small_hypernet, folder, {"steps": object()})
+    assert read_metadata(folder) == {"steps": 1}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        save_checkpoint(small_hypernet, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "change", [{"hid": 32.0}, {"ve": "no"}, {"max_shape": None}, {"max_shape": [8, 8, "a", 7]}, {"num_classes": True}]
+)
+def test_configurations_of_other_types_are_refused(change: dict) -> None:
+    with pytest.raises(InputError, match=next(iter(change))):
+        GHNConfig.from_json({**GHNConfig().to_json(), **change})
+    with pytest.raises(InputError, match="JSON object"):
+        GHNConfig.from_json(5)
+
+
+@pytest.mark.parametrize("key", ["config", "weights_sha256", "metadata"])
+def test_a_configuration_file_that_lacks_something_is_damaged(key: str, small_hypernet: GHN, tmp_path: Path) -> None:
+    file = save_checkpoint(small_hypernet, tmp_path) / CONFIG_NAME
+    data = json.loads(file.read_text())
+    del data[key]
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=key):
+        load_checkpoint(tmp_path)

@@ -221,6 +221,11 @@ class _Words(nn.Linear):
         return "cat"
 
 
+class _Total(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sum()
+
+
 @pytest.mark.parametrize(
     ("module", "named"),
     [
@@ -231,6 +236,7 @@ class _Words(nn.Linear):
         (nn.Sequential(nn.LazyConv2d(8, 3)), "'0.weight' has no shape yet"),
         (_Constant(), "test_trace._Constant does not depend on its input"),
         (_Words(3, 3), "test_trace._Words returns str"),
+        (_Total(3, 8, 3), "test_trace._Total is a single number"),
     ],
 )
 def test_what_can_not_be_traced_is_named(module: nn.Module, named: str) -> None:
@@ -242,3 +248,31 @@ def test_torchvision_imports_after_ghn() -> None:
     import torchvision
 
     assert torchvision.models.resnet18(num_classes=10) is not None
+
+
+def test_one_pattern_may_be_given_as_a_text() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.aux = nn.Linear(4, 10), nn.Linear(4, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x)
+
+    graph = trace(Net(), torch.zeros(1, 4))
+    hypernet = GHN(GHNConfig(hid=8, max_shape=(8, 8, 7, 7)))
+    assert set(predict(hypernet, graph, allow_default="aux.*")) == {"head.weight", "head.bias"}
+    with pytest.raises(InputError, match="aux"):
+        predict(hypernet, graph, allow_default="*x")  # all of it, not each of its letters
+
+
+def test_inputs_of_functions_may_be_named() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.add(input=torch.sigmoid(input=self.head(x)), other=1.0)
+
+    assert [node.primitive for node in trace(Net(), torch.zeros(1, 4)).nodes] == ["input", "conv", "bias"]

@@ -28,7 +28,7 @@ PASSED = (
     *("GHN_S3_ADDRESSING", "GHN_S3_DEADLINE_S", "GHN_S3_PART_MIB", "GHN_S3_PARALLEL"),
     *("MLFLOW_S3_ENDPOINT_URL", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS"),
 )
-"""A worker's variables that a command elsewhere needs and that are not secret."""
+"""A worker's variables that a command in a container or pod needs and that are not secret; hosts have their own."""
 RENDEZVOUS_PORT = 29531
 
 Log = Callable[[str], None]

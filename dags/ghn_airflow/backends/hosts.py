@@ -12,12 +12,11 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from ghn_airflow.backends.base import BackendError, Job, Log, Process
+from ghn_airflow.backends.base import RENDEZVOUS_PORT, BackendError, Job, Log, Process
 from ghn_airflow.backends.local import LocalBackend, ghn_command
 
 _HOSTFILE_VARIABLE, _COMMAND_VARIABLE, _PORT_VARIABLE = "GHN_HOSTFILE", "GHN_HOST_COMMAND", "GHN_MASTER_PORT"
 _DEFAULT_COMMAND = "ssh -tt -o BatchMode=yes {name}"
-_DEFAULT_PORT = "29531"
 _SHELLS = ("ssh", "pdsh", "rsh")
 """Programs that join their arguments and hand them to a shell on the other side: they get one quoted argument."""
 
@@ -86,7 +85,7 @@ def rank_processes(hosts: list[Host], job: Job) -> list[Process]:
                 "WORLD_SIZE": str(world),
                 "LOCAL_WORLD_SIZE": str(host.slots),
                 "MASTER_ADDR": hosts[0].address or hosts[0].name,
-                "MASTER_PORT": os.environ.get(_PORT_VARIABLE, _DEFAULT_PORT),
+                "MASTER_PORT": os.environ.get(_PORT_VARIABLE, str(RENDEZVOUS_PORT)),
                 **(
                     {"GLOO_SOCKET_IFNAME": host.interface, "NCCL_SOCKET_IFNAME": host.interface}
                     if host.interface
