@@ -46,6 +46,7 @@ def train(
     """Meta-train a hypernetwork; the same command again resumes after a stop or a kill."""
     from pipelines.recipe import load_recipe
     from pipelines.training.launch import train as train_job
+    from pipelines.training.launcher import Launcher
 
     roots = {"images.url": images, "architectures.url": deepnets}
     overrides = (*(f"{key}={root}" for key, root in roots.items() if root), *overrides)
@@ -61,7 +62,7 @@ def train(
 
         click.echo(plan_job(resolved, run, store=store))
         return
-    if os.environ.get("RANK", "0") == "0":
+    if Launcher.from_environment().is_first:
         click.echo(resolved.to_toml())
     train_job(resolved, run, store=store, stop_after=stop_after)
 

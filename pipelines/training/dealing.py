@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from pipelines.training.launcher import Launcher
+
 _SHARE_OF_MEMORY = 0.8
 
 
@@ -57,4 +59,4 @@ def memory_limit(gib: float | None, device: torch.device) -> float:
         file = Path("/sys/fs/cgroup", name)
         if file.is_file() and (text := file.read_text().strip()).isdecimal():
             total = min(total, float(text))
-    return _SHARE_OF_MEMORY * total / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return _SHARE_OF_MEMORY * total / Launcher.from_environment().local_world_size

@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ghn.errors import TrainingError
 from pipelines.recipe import TrainingSettings
+from pipelines.training.launcher import Launcher
 from pipelines.training.share import from_whole
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,10 +41,10 @@ def init_distributed(timeout_s: float) -> tuple[torch.device, Store]:
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it
     import deepspeed
 
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank = Launcher.from_environment().local_rank
     if cuda:
         torch.cuda.set_device(local_rank)
     else:

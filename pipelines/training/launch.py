@@ -20,6 +20,7 @@ from pipelines.recipe import Recipe
 from pipelines.storage import LocalStore, open_store
 from pipelines.training.checkpoints import check_resumable, read_checkpoint
 from pipelines.training.data import MetaBatches
+from pipelines.training.launcher import Launcher
 from pipelines.training.run_folder import MODEL_NAME, RECIPE_NAME
 
 _POLL_S = 0.2
@@ -47,15 +48,14 @@ def train(recipe: Recipe, run: Path, *, store: str | None = None, stop_after: in
     """
     if stop_after is not None and stop_after < 1:
         raise InputError(f"stop-after={stop_after}: give at least 1")
-    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    first = not launched or os.environ["RANK"] == "0"
+    launcher = Launcher.from_environment()
     MetaBatches(recipe)  # on every host: what is wrong with the shards must not leave the others waiting
-    with _locked(run) if first else contextlib.nullcontext():
-        if not launched and _is_finished(recipe, run, store):
+    with _locked(run) if launcher.is_first else contextlib.nullcontext():
+        if not launcher.launched and _is_finished(recipe, run, store):
             return
-        if first:
+        if launcher.is_first:
             LocalStore(str(run)).write(RECIPE_NAME, recipe.to_toml().encode())
-        if launched:
+        if launcher.launched:
             from pipelines.training.worker import run_rank
 
             run_rank(recipe, run, store=store, stop_after=stop_after)

@@ -16,6 +16,7 @@ from pipelines.storage import open_store
 from pipelines.training.checkpoints import check_resumable, read_checkpoint
 from pipelines.training.data import MetaBatches
 from pipelines.training.dealing import deal, memory_limit
+from pipelines.training.launcher import Launcher
 from pipelines.training.tracking import DEFAULT_EXPERIMENT, EXPERIMENT_VARIABLE, check_tracking
 
 _SAMPLED = 400
@@ -41,7 +42,7 @@ def plan(recipe: Recipe, run: Path, *, store: str | None = None) -> str:
         lines.append(f"metrics        {uri}, reachable; experiment {experiment!r}")
 
     model = CostModel.read(settings.cost_model)
-    ranks = int(os.environ.get("WORLD_SIZE", settings.processes))
+    ranks = Launcher.from_environment().world_size or settings.processes
     costs = [model.estimate(spec, images.batch) for spec in sampled]
     times = []
     for start in range(0, max(1, len(costs) - settings.meta_batch + 1), settings.meta_batch):

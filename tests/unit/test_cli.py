@@ -146,3 +146,8 @@ def test_paths_on_this_machine_are_no_addresses(tmp_path: Path) -> None:
     done = ghn("evaluate", "--model", "m", "--images", "i", "--deepnets", "d", "--out", "e.jsonl", cwd=tmp_path)
     assert done.returncode == 2
     refused(done, ".json")
+
+
+def test_a_launcher_that_names_no_rank_is_named(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "x")
+    refused(ghn("train", "--recipe", "smoke"), "RANK='x'")
