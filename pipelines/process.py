@@ -1,10 +1,11 @@
-"""How a process of ours uses threads and memory. Results do not depend on it; see docs/performance-log.md for figures."""
+"""How a process of ours uses threads and memory (no result depends on it; docs/performance-log.md has figures), and how it ends."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+from typing import Any
 
 _SPIN = "5000"  # some ten microseconds: most gaps between two parallel loops are shorter
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
@@ -49,3 +50,32 @@ def die_with(parent: int | None) -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+class Signals:
+    """Notes signals while it is entered, instead of what they would do: work can then end in order.
+
+    Args:
+        numbers: of the signals.
+
+    Attributes:
+        noted: the signal that came last, 0 if none came.
+
+    """
+
+    def __init__(self, *numbers: int) -> None:
+        self.noted = 0
+        self._numbers = numbers
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in self._numbers:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.noted = number

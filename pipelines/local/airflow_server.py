@@ -19,17 +19,17 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 
 from ghn.errors import EnvironmentSetupError, InputError
 from pipelines.local import embedded_s3
+from pipelines.local.checkout import DAGS, REPOSITORY, airflow_settings, installed
 from pipelines.ports import free_port
+from pipelines.process import Signals
 from pipelines.progress import emit
 from pipelines.storage import LocalStore
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _STATE = "servers.json"
-_TETHER = _REPOSITORY / "dags" / "ghn_airflow" / "tether.py"  # parts end with this process, however it ends
+_TETHER = DAGS / "ghn_airflow" / "tether.py"  # parts end with this process, however it ends
 _PARTS = {
     "api-server": ("api-server",),
     "scheduler": ("scheduler", "--skip-serve-logs"),  # the API server reads the logs from disk
@@ -55,18 +55,15 @@ def serve(folder: Path, *, port: int, database: str | None = None) -> None:
         EnvironmentSetupError: if a part does not start, or keeps ending.
 
     """
-    if not (_REPOSITORY / "dags" / "smoke.py").is_file():
-        raise EnvironmentSetupError(f"no DAGs at {_REPOSITORY / 'dags'}: run it from a checkout of the repository")
     folder = folder.resolve()
+    settings = airflow_settings(folder / "airflow")
     folder.mkdir(parents=True, exist_ok=True)
-    stop = _StopFlag()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_owned(folder))
         _check_port(port)
-        stack.enter_context(stop.watching())
-        environment = {**_defaults(folder, port, database), **os.environ}
-        if "AWS_ENDPOINT_URL" not in os.environ:
-            environment |= stack.enter_context(embedded_s3.running(folder / "s3"))
+        stop = stack.enter_context(Signals(signal.SIGTERM, signal.SIGINT))
+        environment = {**settings, **_defaults(folder, port, database), **os.environ}
+        environment |= stack.enter_context(embedded_s3.client(folder / "s3"))
         servers = stack.enter_context(_Servers(folder, environment))
         servers.run_once("airflow", "db", "migrate")
         servers.run_once("airflow", "pools", "set", "ghn_training", "1", "one training at a time")
@@ -75,9 +72,9 @@ def serve(folder: Path, *, port: int, database: str | None = None) -> None:
         for name, arguments in _PARTS.items():
             servers.start(name, "airflow", *arguments)
         servers.wait_until_ready(f"http://127.0.0.1:{port}/api/v2/monitor/health", stop)
-        if not stop.asked:
+        if not stop.noted:
             _tell(folder, port, servers)
-        while not stop.asked:
+        while not stop.noted:
             servers.look_after()
             time.sleep(0.5)
 
@@ -119,9 +116,6 @@ def _defaults(folder: Path, port: int, database: str | None) -> dict[str, str]:
     home.mkdir(exist_ok=True)
     address = f"http://127.0.0.1:{port}"
     settings = {
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(_REPOSITORY / "dags"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",  # whoever reaches loopback; `ghn airflow` says so
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{address}/execution/",
@@ -148,27 +142,6 @@ def _secret(file: Path) -> str:
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             stream.write(secrets.token_hex(32))
     return file.read_text()
-
-
-class _StopFlag:
-    """Whether a signal to stop came."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Take signals to stop for the length of a block."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self.asked = True
-
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 class _Servers:
@@ -211,19 +184,23 @@ class _Servers:
         log = self._logs / "setup.log"
         with log.open("ab") as stream:
             done = subprocess.run(
-                _command(command), env=self.environment, cwd=_REPOSITORY, stdout=stream, stderr=subprocess.STDOUT
+                [installed(command[0]), *command[1:]],
+                env=self.environment,
+                cwd=REPOSITORY,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
             )
         if done.returncode:
             raise EnvironmentSetupError(f"`{' '.join(command)}` failed; see {log}")
 
     def start(self, name: str, *command: str) -> None:
         """Start a part; its output goes to its log."""
-        self._commands[name] = _command(command)
+        self._commands[name] = [installed(command[0]), *command[1:]]
         with (self._logs / f"{name}.log").open("ab") as stream:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *self._commands[name]],
                 env=self.environment,
-                cwd=_REPOSITORY,
+                cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -243,12 +220,12 @@ class _Servers:
         )
         self.environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
 
-    def wait_until_ready(self, url: str, stop: _StopFlag) -> None:
+    def wait_until_ready(self, url: str, stop: Signals) -> None:
         """Wait until all of Airflow's parts say that they are healthy."""
         deadline = time.monotonic() + _READY_TIMEOUT_S
         while not _is_healthy(url):
             self.look_after()
-            if stop.asked:
+            if stop.noted:
                 return
             if time.monotonic() > deadline:
                 raise EnvironmentSetupError(f"Airflow did not come up in {_READY_TIMEOUT_S:g} s; see {self._logs}")
@@ -299,10 +276,6 @@ Ctrl-C stops everything; the same command goes on.
     )
     sys.stdout.flush()
     emit("serving", port=port, folder=str(folder))
-
-
-def _command(command: tuple[str, ...]) -> list[str]:
-    return [str(Path(sys.executable).with_name(command[0])), *command[1:]]
 
 
 def _is_healthy(url: str) -> bool:

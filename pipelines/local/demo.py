@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ghn.errors import EnvironmentSetupError, InputError, JobError
+from ghn.errors import InputError, JobError
 from pipelines.evaluation.report import table
+from pipelines.local import embedded_s3
+from pipelines.local.checkout import REPOSITORY, airflow_settings, installed
 from pipelines.progress import EVENTS_VARIABLE
+from pipelines.shards.architectures import read_architectures
 from pipelines.storage import LocalStore
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _MARKER = "demo.json"
 _POLL_S = 0.3
 _TINY = {
@@ -48,13 +50,16 @@ def demo(images: str, out: Path, *, tiny: bool = False) -> str:
     _clear(out)
     events = (out / "events.jsonl").resolve()
     environment = {**os.environ, **_airflow_environment(out), EVENTS_VARIABLE: str(events)}
-    airflow = str(Path(sys.executable).with_name("airflow"))
     log = out / "airflow.log"
     _say(f"running the Airflow DAG `smoke` in {out} (its log: {log})")
     with log.open("wb") as stream:
         for command in (["db", "migrate"], ["dags", "test", "smoke", "--conf", json.dumps(conf)]):
             process = subprocess.Popen(
-                [airflow, *command], stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=_REPOSITORY
+                [installed("airflow"), *command],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=REPOSITORY,
             )
             try:
                 _follow(process, events)
@@ -85,24 +90,14 @@ def _clear(out: Path) -> None:
     if out.exists():
         if any(out.iterdir()) and not (out / _MARKER).is_file():
             raise InputError(f"{out} is not empty and holds no earlier demo; choose another --out")
-        from pipelines.local import embedded_s3
-
         embedded_s3.stop(out / "s3")
         shutil.rmtree(out)
     LocalStore(str(out)).write(_MARKER, b'{"schema_version": 1}\n')
 
 
 def _airflow_environment(out: Path) -> dict[str, str]:
-    dags = _REPOSITORY / "dags"
-    if not (dags / "smoke.py").is_file():
-        raise EnvironmentSetupError(f"no DAGs at {dags}: run the demo from a checkout of the repository")
-    return {
-        "AIRFLOW_HOME": str((out / "airflow").resolve()),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
-        "NO_COLOR": "1",
-    }
+    colours = {"AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False", "NO_COLOR": "1"}
+    return airflow_settings(out / "airflow") | colours
 
 
 def _follow(process: subprocess.Popen[bytes], events: Path) -> None:
@@ -161,22 +156,14 @@ def closing(out: Path, name: str, content: dict[str, Any]) -> str:
         content: of ``report.json``.
 
     """
-    from pipelines.shards.architectures import read_architectures
-
-    spec = {}
-    if not os.environ.get("AWS_ENDPOINT_URL"):
-        from pipelines.local import embedded_s3
-
-        with embedded_s3.running(out / "s3") as client:
-            os.environ.update(client)
-            spec = read_architectures(content["architectures"]["url"], "deep")[0].spec.to_json()
-    else:
+    with embedded_s3.client(out / "s3") as client:
+        os.environ.update(client)
         spec = read_architectures(content["architectures"]["url"], "deep")[0].spec.to_json()
     store = LocalStore(str(out))
     store.write("architecture.json", (json.dumps(spec, indent=1) + "\n").encode())
     request = {"inputs": [{"specification": spec}]}
     store.write("request.json", (json.dumps(request) + "\n").encode())
-    ghn = os.path.relpath(Path(sys.executable).with_name("ghn"))
+    ghn = os.path.relpath(installed("ghn"))
     return "\n".join(
         (
             f"Pictures: {out / 'report.html'}. What you may want next:",

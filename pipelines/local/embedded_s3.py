@@ -105,6 +105,14 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
             stop(folder)
 
 
+def client(folder: Path) -> contextlib.AbstractContextManager[dict[str, str]]:
+    """Return what gives, for the length of a block, the variables that lead to an object store.
+
+    None are needed where ``AWS_ENDPOINT_URL`` names one already; else the server of ``folder`` runs.
+    """
+    return contextlib.nullcontext(dict[str, str]()) if os.environ.get("AWS_ENDPOINT_URL") else running(folder)
+
+
 def run_client(folder: Path, command: Sequence[str]) -> int:
     """Run a command as a client of the server of ``folder`` (or of ``AWS_ENDPOINT_URL``, if set); return its exit code.
 
@@ -116,9 +124,8 @@ def run_client(folder: Path, command: Sequence[str]) -> int:
     executable = shutil.which(command[0], path=search)
     if executable is None:
         raise EnvironmentSetupError(f"no command {command[0]!r}: install it, or check its name")
-    external = contextlib.nullcontext(dict[str, str]()) if os.environ.get("AWS_ENDPOINT_URL") else running(folder)
-    with external as client:
-        process = subprocess.Popen([executable, *command[1:]], env={**os.environ, **client, "PATH": search})
+    with client(folder) as variables:
+        process = subprocess.Popen([executable, *command[1:]], env={**os.environ, **variables, "PATH": search})
         previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             while True:

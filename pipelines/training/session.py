@@ -1,38 +1,13 @@
-"""A session of training as seen from outside: signals that ask it to stop, and the progress that it shows."""
+"""What a session of training shows of its progress."""
 
 from __future__ import annotations
 
 import math
-import signal
 from typing import Any
 
 from pipelines.progress import Progress
 
 _WINDOW = 0.9  # of the running means that the progress bar shows
-
-
-class Signals:
-    """While it is entered, SIGTERM, SIGINT and SIGHUP (of a lost connection) are noted: training then ends with a checkpoint.
-
-    Attributes:
-        noted: the signal that came last, 0 if none came.
-
-    """
-
-    def __init__(self) -> None:
-        self.noted = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            self._previous[number] = signal.signal(number, self._note)
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.noted = number
 
 
 class Shown:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ghn import GHN
 from ghn.cost import CostModel
 from ghn.errors import GHNError, StopRequestedError, TrainingError, TrainingStoppedError
-from pipelines.process import die_with_parent, tune_process
+from pipelines.process import Signals, die_with_parent, tune_process
 from pipelines.progress import emit
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.storage import Store, open_store
@@ -40,7 +41,7 @@ from pipelines.training.engine import Engine, init_distributed, learning_rate
 from pipelines.training.export import export_model, finish_run
 from pipelines.training.ranks import Ranks, Turns
 from pipelines.training.run_folder import RECIPE_NAME, MetricsLog
-from pipelines.training.session import Shown, Signals
+from pipelines.training.session import Shown
 from pipelines.training.share import Network, Share, ShareSettings, compute_share
 from pipelines.training.tracking import Tracker
 
@@ -70,7 +71,7 @@ class _Rank:
         self.settings = settings = recipe.training
         self.ranks, self.rank = ranks, ranks.rank
         self.step, self.skipped, self.session = 0, 0, 1
-        self.signals = Signals()
+        self.signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one of a lost connection
         self.batches = MetaBatches(recipe)
         self.cost_model = CostModel.read(settings.cost_model)
         self.memory_limit = memory_limit(settings.network_memory_gib, device)
