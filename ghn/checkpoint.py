@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ghn.errors import DataError, InputError, first_line
+from ghn.errors import DataError, InputError
 from ghn.graph import GRAPH_REVISION
 from ghn.hypernet import GHN, GHNConfig
 
@@ -213,8 +213,10 @@ def _open_official(file: Path) -> dict[str, Any]:
         TypeError,
         AttributeError,
     ) as error:
-        reason = first_line(error) or type(error).__name__
-        raise InputError(f"{file} can not be read as an official GHN checkpoint: {reason}") from error
+        raise InputError(
+            f"{file} can not be read as an official GHN checkpoint ({type(error).__name__}): it is damaged, was not written "
+            "by torch.save, or holds more than tensors and plain values"
+        ) from error
     if not isinstance(data, dict) or not data.keys() >= _OFFICIAL_KEYS:
         raise InputError(f"{file} holds another kind of checkpoint: an official one has the keys state_dict and config")
     keys = [field.name for field in dataclasses.fields(GHNConfig)]

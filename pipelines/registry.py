@@ -120,7 +120,8 @@ def _version(client: Any, uri: str) -> Any:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise InputError(
-            f"no model {uri}: {error}; register one with `ghn register`, or name another version"
+            f"no model {uri}: {error}; register one with `ghn register`, make it champion with `ghn promote`, or name another "
+            "version"
         ) from error
 
 

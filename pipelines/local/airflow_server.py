@@ -259,17 +259,18 @@ def _tell(folder: Path, port: int, servers: _Servers) -> None:
     """Say where to click."""
     servers.addresses["airflow_port"] = port
     servers.write_state()
-    mlflow = servers.environment["MLFLOW_TRACKING_URI"]
+    mlflow, ghn = servers.environment["MLFLOW_TRACKING_URI"], os.path.relpath(installed("ghn"))
     sys.stdout.write(
         f"""
 Airflow  http://127.0.0.1:{port}/dags   (no login: everybody who has an account on this machine is an administrator)
 MLflow   {mlflow}
 Files    {folder} (logs of the servers in logs/, of tasks in airflow/logs/)
 
-1. Open Airflow, choose `shard_images`, and press Trigger: the default are 1,797 digits, for a try set image size 16.
-2. Trigger `shard_deepnets`: training architectures 300, others 8, image size 16, channels 16, hidden widths 64, nodes 130.
+1. Open Airflow, choose `shard_images`, and press Trigger: the default is 1,797 digits; set image size 16.
+2. Trigger `shard_deepnets`: training architectures 300, others 20, image size 16, channels 16, hidden widths 64, nodes 130.
 3. `meta_train`, `evaluate` and `promote` start by themselves, one after the other (training takes some minutes).
 4. Look at the champion in MLflow under Models, and at report.html below {folder}/runs/evaluate.
+5. Serve it: MLFLOW_TRACKING_URI={mlflow} {ghn} s3 exec {folder}/s3 -- ghn serve --model models:/ghn2-digits@champion
 
 Ctrl-C stops everything; the same command goes on.
 """

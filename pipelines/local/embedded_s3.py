@@ -130,7 +130,8 @@ def run_client(folder: Path, command: Sequence[str]) -> int:
         try:
             while True:
                 with contextlib.suppress(KeyboardInterrupt):  # the command gets it too, and decides
-                    return process.wait()
+                    code = process.wait()
+                    return code if code >= 0 else 128 - code  # as a shell says which signal ended it
         finally:
             signal.signal(signal.SIGTERM, previous)
 
