@@ -98,8 +98,20 @@ class Airflow:
         tasks = {(t["task_id"], t["map_index"]): t for t in self.tasks(dag, run)}
         return {"state": found["state"], "tasks": tasks}
 
-    def log(self, dag: str, run: str, task: str, number: int = 1) -> str:
-        path = f"/dags/{dag}/dagRuns/{urllib.parse.quote(run, safe='')}/taskInstances/{task}/logs/{number}"
+    def succeed(self, dag: str, run: str, timeout_s: float = 300) -> dict[str, Any]:
+        """Wait for a run's end, which must be a good one; a failed task's log is in the error."""
+        end = self.wait(dag, run, timeout_s)
+        failed = [task for task in end["tasks"].values() if task["state"] == "failed"]
+        logs = "\n".join(
+            f"{task['task_id']}: …{self.log(dag, run, task['task_id'], task['try_number'], task['map_index'])[-3000:]}"
+            for task in failed
+        )
+        assert end["state"] == "success", f"{dag} {run}: {end['state']}\n{logs}"
+        return end
+
+    def log(self, dag: str, run: str, task: str, number: int = 1, mapped: int = -1) -> str:
+        quoted = urllib.parse.quote(run, safe="")
+        path = f"/dags/{dag}/dagRuns/{quoted}/taskInstances/{task}/logs/{number}?map_index={mapped}"
         return json.dumps(self.get(path))
 
 

@@ -99,13 +99,12 @@ def steps(site: Site, run: str) -> list[int]:
 def test_shards_train_evaluate_and_promote_by_themselves(site: Site) -> None:
     airflow = site.airflow
     made = [airflow.trigger("shard_images", **IMAGES), airflow.trigger("shard_deepnets", **NETWORKS)]
-    ends = [airflow.wait(dag, run) for dag, run in zip(("shard_images", "shard_deepnets"), made, strict=True)]
-    assert [end["state"] for end in ends] == ["success"] * 2
+    ends = [airflow.succeed(dag, run) for dag, run in zip(("shard_images", "shard_deepnets"), made, strict=True)]
     assert [key for key in ends[1]["tasks"] if key[0] == "train_part"] == [("train_part", 0), ("train_part", 1)]
 
     run = until(lambda: airflow.runs("meta_train"), 60, "the asset that starts training")[0]
     assert run["run_type"] == "asset_triggered"
-    assert airflow.wait("meta_train", run["dag_run_id"])["state"] == "success"
+    airflow.succeed("meta_train", run["dag_run_id"])
     assert steps(site, run["dag_run_id"]) == list(range(1, 7))
     log = airflow.log("meta_train", run["dag_run_id"], "train")
     assert "train: 6 of 6 steps" in log  # progress as sentences, as it went on
@@ -114,12 +113,11 @@ def test_shards_train_evaluate_and_promote_by_themselves(site: Site) -> None:
         return [item for item in airflow.runs("evaluate") if item["run_type"] == "asset_triggered"]
 
     evaluated = until(evaluation, 60, "the asset that starts evaluation")[0]["dag_run_id"]
-    end = airflow.wait("evaluate", evaluated)
-    assert end["state"] == "success", end
+    end = airflow.succeed("evaluate", evaluated)
     assert len([key for key in end["tasks"] if key[0] == "score"]) == 4  # two splits in two chunks
     assert end["tasks"]["champion", -1]["state"] == "skipped"  # there is none yet
     promoted = until(lambda: airflow.runs("promote"), 60, "the asset that starts promotion")[0]["dag_run_id"]
-    assert airflow.wait("promote", promoted)["state"] == "success"
+    airflow.succeed("promote", promoted)
 
     (version,) = versions(site)
     client = mlflow.MlflowClient()
@@ -204,7 +202,7 @@ def test_killed_failed_and_cleared_tasks_act_on_all_nodes(site: Site) -> None:
     until(lambda: not working(), 30, "the end of all processes on all nodes")
     assert airflow.wait("meta_train", run)["state"] == "failed" and len(versions(site)) == before
     airflow.clear("meta_train", run, "train")
-    assert airflow.wait("meta_train", run)["state"] == "success"
+    airflow.succeed("meta_train", run)
     assert steps(site, run) == list(range(1, 151))
     assert max(row["session"] for row in read_metrics(run_folder(site, run))) >= 3
     assert len(versions(site)) == before + 1

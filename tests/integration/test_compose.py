@@ -171,8 +171,7 @@ def test_all_parts_come_up(project: Project, airflow: Airflow) -> None:
 def test_the_smoke_dag_runs_and_its_model_is_served(
     project: Project, airflow: Airflow, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    finished = airflow.wait("smoke", airflow.trigger("smoke", **SMOKE), timeout_s=500)
-    assert finished["state"] == "success", {key: task["state"] for key, task in finished["tasks"].items()}
+    airflow.succeed("smoke", airflow.trigger("smoke", **SMOKE), timeout_s=500)
     client = mlflow.MlflowClient(f"http://127.0.0.1:{project.environment['MLFLOW_PORT']}")
     version = client.get_model_version_by_alias("ghn2-digits", "candidate")
     assert client.get_run(version.run_id).info.artifact_uri.startswith("s3://ghn/mlflow/")
