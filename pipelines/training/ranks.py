@@ -28,7 +28,7 @@ _ALL = 1 << 40
 
 
 class Ranks:
-    """All ranks of a job; every method is called by all of them in the same order.
+    """All ranks of a job; every method is called by all of them in the same order. As a context it ends the watch.
 
     Args:
         store: of torch's process group.
@@ -41,6 +41,13 @@ class Ranks:
         self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_s + _SLACK_S))
         self._watch = _Watch(store, self.rank, self.count, timeout_s) if self.count > 1 else None
         self._store, self._turns = store.clone() if self.count > 1 else None, ""
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._watch is not None:
+            self._watch.close()
 
     def gather(self, item: _T, doing: str) -> list[_T]:
         """Return every rank's item; ``doing`` says in a message what all were about to do.
@@ -144,9 +151,16 @@ class _Watch:
         self._store, self._rank, self._count, self._timeout_s = store.clone(), rank, count, timeout_s
         self._beat_s = min(_LONGEST_BEAT_S, timeout_s / 4)
         self._entered, self._since, self._doing = 0, None, ""
-        threading.Thread(target=self._work, name="watch", daemon=True).start()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="watch", daemon=True)
+        self._thread.start()
 
     _since: float | None
+
+    def close(self) -> None:
+        """End the thread: the interpreter aborts if it ends while a thread of its own is inside of torch's store."""
+        self._over.set()
+        self._thread.join(_LONGEST_BEAT_S)
 
     def enter(self, doing: str, joint: bool) -> None:
         self._doing = doing
@@ -158,13 +172,13 @@ class _Watch:
 
     def _work(self) -> None:
         beats = 0
-        while True:
+        while not self._over.is_set():
             beats += 1
             self._answered(lambda beats=beats: self._store.set(_key(self._rank), f"{beats} {self._entered}"))
             since = self._since
             if since is not None and time.monotonic() - since > self._timeout_s:
                 self._give_up(self._silent())
-            time.sleep(self._beat_s)
+            self._over.wait(self._beat_s)
 
     def _silent(self) -> Sequence[int]:
         """Return the ranks that all others wait for."""

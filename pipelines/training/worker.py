@@ -57,9 +57,10 @@ def run_rank(recipe: Recipe, run: Path, *, store: str | None, stop_after: int | 
 
     """
     device, meeting = init_distributed(recipe.training.timeout_s)
-    rank = _Rank(recipe, run, open_store(store or str(run)), device, Ranks(meeting, recipe.training.timeout_s))
-    with rank.tracker, rank.signals:
-        rank.train(stop_after)
+    with Ranks(meeting, recipe.training.timeout_s) as ranks:
+        rank = _Rank(recipe, run, open_store(store or str(run)), device, ranks)
+        with rank.tracker, rank.signals:
+            rank.train(stop_after)
     dist.destroy_process_group()
 
 

@@ -64,6 +64,27 @@ def run_ranks(shards: Path, run: Path, kind: str, *more: str, rank: int = 1, ste
     return found
 
 
+BUSY_WATCH = """
+import sys, time
+import torch.distributed as dist
+from pipelines.training.ranks import Ranks
+rank, port = map(int, sys.argv[1:])
+store = dist.TCPStore("127.0.0.1", port, 2, rank == 0)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+with Ranks(store, 0.002):  # tells the store twice in a millisecond that it lives
+    time.sleep(0.3)
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_that_are_done_end_in_order() -> None:
+    """A thread that is inside of torch's store when the interpreter ends would abort it."""
+    for _ in range(3):
+        port = str(free_port())
+        ranks = [subprocess.Popen([sys.executable, "-c", BUSY_WATCH, str(rank), port]) for rank in range(2)]
+        assert [rank.wait(120) for rank in ranks] == [0, 0]
+
+
 @pytest.mark.parametrize(("kind", "reason"), [("memory", "out of memory"), ("error", "ValueError: this network")])
 def test_networks_that_fail_on_one_rank_are_left_out_by_all(
     shards: Path, tmp_path: Path, kind: str, reason: str
