@@ -7,14 +7,18 @@ import socket
 from ghn.errors import EnvironmentSetupError
 
 
-def free_port() -> int:
-    """Return a port on 127.0.0.1 that nobody listens on; :class:`EnvironmentSetupError` if none can be opened."""
+def open_socket() -> socket.socket:
+    """Return a socket that listens on 127.0.0.1; :class:`EnvironmentSetupError` if none can be opened."""
     try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
+        return socket.create_server(("127.0.0.1", 0))
     except OSError as error:
         raise EnvironmentSetupError(
             f"can not open a port on 127.0.0.1: {error}; check the loopback interface"
         ) from error
+
+
+def free_port() -> int:
+    """Return a port on 127.0.0.1 that nobody listens on; errors as in :func:`open_socket`."""
+    with open_socket() as probe:
+        port: int = probe.getsockname()[1]
     return port

@@ -44,21 +44,33 @@ def init_distributed(timeout_s: float) -> tuple[torch.device, Store]:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it
     import deepspeed
 
-    local_rank = Launcher.from_environment().local_rank
+    launcher, timeout = Launcher.from_environment(), datetime.timedelta(seconds=timeout_s)
     if cuda:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(launcher.local_rank)
     else:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile for minutes; gloo does without
-    store, rank, world_size = next(rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_s)))
+    store, rank, world_size = _meet(launcher, timeout)
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         store=PrefixStore("default", store),
         rank=rank,
         world_size=world_size,
-        timeout=datetime.timedelta(seconds=timeout_s + 120),
+        timeout=timeout + datetime.timedelta(seconds=120),
     )
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
-    return torch.device("cuda", local_rank) if cuda else torch.device("cpu"), store
+    return torch.device("cuda", launcher.local_rank) if cuda else torch.device("cpu"), store
+
+
+def _meet(launcher: Launcher, timeout: datetime.timedelta) -> tuple[Store, int, int]:
+    """Return the store by which ranks find each other, this rank, and how many there are."""
+    if launcher.master_fd is None or launcher.world_size is None:
+        store, rank, count = next(rendezvous("env://", timeout=timeout))
+        return store, rank, count
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    opened = dist.TCPStore(  # type: ignore[attr-defined]  # it is public, but torch does not list it
+        address, port, is_master=True, timeout=timeout, master_listen_fd=launcher.master_fd
+    )
+    return opened, 0, launcher.world_size
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ghn.errors import EnvironmentSetupError, InputError, TrainingError, TrainingStoppedError
-from pipelines.ports import free_port
+from pipelines.ports import open_socket
 from pipelines.process import PARENT_VARIABLE
 from pipelines.progress import emit
 from pipelines.recipe import Recipe
@@ -109,27 +109,12 @@ def _locked(run: Path) -> Iterator[None]:
 
 def _run_ranks(recipe: Recipe, run: Path, store: str | None, stop_after: int | None) -> None:
     """Run all ranks; when one fails, stop the others and raise. Signals to stop are passed on, once."""
-    world_size, port = recipe.training.processes, free_port()
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // world_size))
     command = [sys.executable, "-m", "pipelines.training.worker", str(run)]
     if store is not None:
         command += ["--store", store]
     if stop_after is not None:
         command += ["--stop-after", str(stop_after)]
-    ranks: list[subprocess.Popen[bytes]] = []
-    for rank in range(world_size):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": threads,
-            PARENT_VARIABLE: str(os.getpid()),
-        }
-        ranks.append(subprocess.Popen(command, env=environment))
+    ranks = _start_ranks(command, recipe.training.processes)
     asked = 0
 
     def pass_on(number: int, frame: object) -> None:
@@ -159,6 +144,29 @@ def _run_ranks(recipe: Recipe, run: Path, store: str | None, stop_after: int | N
                 process.kill()
                 process.wait()
     _raise_for(first or _first_failure(ranks), run, asked)
+
+
+def _start_ranks(command: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:
+    """Start all ranks; rank 0 takes over the socket where they meet: on loopback alone, with a port that nobody else gets."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    ranks = []
+    with open_socket() as meeting:
+        for rank in range(count):
+            passed = (meeting.fileno(),) if rank == 0 else ()
+            environment = {
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "LOCAL_WORLD_SIZE": str(count),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(meeting.getsockname()[1]),
+                "OMP_NUM_THREADS": threads,
+                PARENT_VARIABLE: str(os.getpid()),
+                **({"MASTER_FD": str(*passed)} if passed else {}),
+            }
+            ranks.append(subprocess.Popen(command, env=environment, pass_fds=passed))
+    return ranks
 
 
 def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:

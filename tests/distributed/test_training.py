@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import time
@@ -60,6 +61,28 @@ def test_stopping_and_resuming_is_bit_equal_to_an_undisturbed_run(
     assert [row["session"] for row in read_metrics(run)] == [1, 1, 1, 2, 2, 2]
     again = train(shards, run)
     assert again.returncode == 0 and '"event": "finished"' in again.stderr
+
+
+def _listening(pids: set[int]) -> set[str]:
+    """Addresses at which processes wait for others."""
+    rows = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    mine = [row.split() for row in rows if pids & {int(pid) for pid in re.findall(r"pid=(\d+)", row)}]
+    return {fields[3].rpartition(":")[0] for fields in mine}
+
+
+def _children(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@pytest.mark.integration
+def test_ranks_of_one_machine_meet_on_loopback_alone(shards: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(command(shards, tmp_path / "run", steps=1), stderr=subprocess.DEVNULL)
+    found = []
+    while process.poll() is None:
+        found.append(_listening(_children(process.pid)))
+        time.sleep(0.1)
+    assert process.returncode == 0
+    assert set().union(*found) == {"127.0.0.1"}
 
 
 def test_kill_nine_of_a_rank_is_survived(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
