@@ -1,10 +1,12 @@
 """The whole job as one DAG: shards, meta-training with a resume, registration, evaluation, report.
 
-Run it with ``airflow dags test smoke``; ``make demo`` and ``make smoke`` do, with other parameters.
+Run it with ``airflow dags test smoke``; ``make demo`` and ``make smoke`` do, with other parameters. By default it uses MLflow
+and the work folder of the installation.
 """
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 from airflow.sdk import DAG, Param
@@ -13,15 +15,21 @@ from ghn_airflow.defaults import EVALUATED
 from ghn_airflow.operator import GhnOperator
 
 IMAGE_SIZE = "16"
+HOME = os.environ.get("GHN_HOME", "runs")
+ARTIFACTS = os.environ.get("GHN_ARTIFACTS", "s3://ghn/mlflow")
 
 PARAMS = {
-    "run": Param("runs/demo", type="string", description="Folder for everything that the run leaves behind"),
+    "run": Param(f"{HOME}/smoke", type="string", description="Folder for everything that the run leaves behind"),
     "root": Param("s3://ghn/demo", type="string", description="Root of the shards on the object store"),
-    "artifacts": Param("s3://ghn/mlflow", type="string", description="Root of MLflow's artifacts"),
+    "artifacts": Param(ARTIFACTS, type="string", description="Root of MLflow's artifacts"),
     "images": Param("digits", type="string", description="`digits`, or a folder or zip with class folders"),
     "image_limit": Param("", type="string", pattern="^[0-9]*$", description="Use only so many images (empty: all)"),
     "num_classes": Param(10, type="integer", minimum=2, description="Classes of the images"),
-    "tracking": Param("", type="string", description="MLflow's address (empty: a SQLite file in the run's folder)"),
+    "tracking": Param(
+        os.environ.get("MLFLOW_TRACKING_URI", ""),
+        type="string",
+        description="MLflow's address (empty: a SQLite file in the run's folder)",
+    ),
     "name": Param("ghn2-digits", type="string", pattern="^[A-Za-z0-9._-]+$", description="Registered model"),
     "recipe": Param("embedded", type="string", description="Training recipe"),
     "first_session": Param(400, type="integer", minimum=1, description="Steps after which training stops and resumes"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowFailException
 
 _ANNOUNCED = ("name", "images", "deepnets", "splits")
 """What events may say; everything else is decided by parameters and their defaults."""
@@ -16,7 +17,14 @@ def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
 
     Where assets started the run, what their newest events say comes first; in a run by the clock, what the newest events of the
     ``inlets`` said, if there ever was one. A run that somebody triggered does what its form says.
+
+    Raises:
+        AirflowFailException: if the run was given parameters that the DAG does not have; Airflow itself ignores them.
+
     """
+    known = context["dag"].params
+    if unknown := sorted(set(context["dag_run"].conf or ()) - set(known)):
+        raise AirflowFailException(f"no parameter {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     settings = dict(context["params"])
     kind = kind_of_run(context)
     events: list[Any] = []
@@ -30,7 +38,7 @@ def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
         for key in _ANNOUNCED:
             if key in settings and key in event.extra:
                 # checked as a form is: whoever may post events could say anything
-                settings[key] = context["dag"].params.get_param(key).resolve(event.extra[key])
+                settings[key] = known.get_param(key).resolve(event.extra[key])
     return settings
 
 

@@ -46,7 +46,7 @@ def demo(images: str, out: Path, *, tiny: bool = False) -> str:
 
     """
     started = time.monotonic()
-    conf: dict[str, Any] = {**_describe_images(images), **(_TINY if tiny else {}), "run": str(out)}
+    conf: dict[str, Any] = {**_describe_images(images), **(_TINY if tiny else {}), "run": str(out), "tracking": ""}
     _clear(out)
     events = (out / "events.jsonl").resolve()
     environment = {**os.environ, **_airflow_environment(out), EVENTS_VARIABLE: str(events)}

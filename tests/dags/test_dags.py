@@ -167,17 +167,19 @@ def event(second: int, **extra: str) -> SimpleNamespace:
     return SimpleNamespace(timestamp=second, extra=extra)
 
 
-def context(kind: str, triggering: dict[str, list[Any]], inlets: dict[str, list[Any]]) -> dict[str, Any]:
+def context(kind: str, triggering: dict[str, list[Any]], inlets: dict[str, list[Any]], **conf: Any) -> dict[str, Any]:
     from airflow.sdk import Param
+    from airflow.sdk.definitions.param import ParamsDict
 
     params = {"name": "form", "images": "form", "work": "w"}
-    run = SimpleNamespace(run_type=kind, run_id="manual__2026-11-26T01:02:03+00:00")
+    run = SimpleNamespace(run_type=kind, run_id="manual__2026-11-26T01:02:03+00:00", conf=conf)
     found = {"params": params, "dag_run": run, "triggering_asset_events": triggering, "inlet_events": inlets}
     known = {
         "name": Param("form", type="string", pattern="^[a-z]+$"),
         "images": Param("form", type="string", minLength=1),
+        "work": Param("w"),
     }
-    return {**found, "dag": SimpleNamespace(dag_id="evaluate", params=SimpleNamespace(get_param=known.__getitem__))}
+    return {**found, "dag": SimpleNamespace(dag_id="evaluate", params=ParamsDict(known))}
 
 
 def test_a_run_does_what_its_trigger_says(ghn_airflow: None) -> None:
@@ -196,7 +198,16 @@ def test_a_run_does_what_its_trigger_says(ghn_airflow: None) -> None:
     inlets = {"asset": [event(1, name="first"), event(9, name="last")]}
     assert settings_of(context("scheduled", {}, inlets), ["asset"])["name"] == "last"  # type: ignore[list-item]
     assert settings_of(context("scheduled", {}, {"asset": []}), ["asset"])["name"] == "form"  # type: ignore[list-item]
-    assert settings_of(context("manual", {}, inlets), ["asset"])["name"] == "form"  # type: ignore[list-item]
+    assert settings_of(context("manual", {}, inlets, name="x"), ["asset"])["name"] == "form"  # type: ignore[list-item]
+
+
+def test_a_parameter_that_the_dag_does_not_have_is_refused(ghn_airflow: None) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from ghn_airflow.settings import settings_of
+
+    with pytest.raises(AirflowFailException, match="no parameter splitz; there are images, name, work"):
+        settings_of(context("manual", {}, {}, splitz=["val"], name="x"))
 
 
 def test_values_stay_single_arguments(ghn_airflow: None) -> None:

@@ -38,10 +38,7 @@ SECRETS = (
     "GHN_SERVER_TOKEN",
 )
 AIRFLOW_PARTS = ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer")
-SMOKE = {
-    "run": "/data/runs/smoke",
-    "root": "s3://ghn/smoke",
-    "tracking": "http://mlflow:5000",
+SMOKE = {  # sizes alone: folder, store and registry are those of the installation
     "recipe": "smoke",
     "first_session": 2,
     "image_limit": "200",
