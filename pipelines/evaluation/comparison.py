@@ -154,6 +154,7 @@ class Difference:
         return (
             f"{self.split}: {self.mean:+.2f} percent on {self.networks} networks "
             f"(95% bounds {self.low:+.2f}, {self.high:+.2f}): {self.verdict}"
+            + (f", at least {_fewest(self.split)} decide" if self.verdict == "too few networks" else "")
         )
 
 
@@ -162,15 +163,19 @@ def difference(split: str, mine: Sequence[float], others: Sequence[float]) -> Di
     pairs = np.asarray(mine, dtype=float) - np.asarray(others, dtype=float)
     chosen = np.random.default_rng(0).integers(len(pairs), size=(_RESAMPLED, len(pairs)))
     low, high = np.quantile(pairs[chosen].mean(axis=1), [1 - _CONFIDENCE, _CONFIDENCE]).tolist()
-    fewest = _FEWEST if split == _CHOOSING_SPLIT else _FEWEST_FOR_VETO
     verdict: Verdict = "no difference beyond noise"
-    if len(pairs) < fewest:
+    if len(pairs) < _fewest(split):
         verdict = "too few networks"
     elif low > 0:
         verdict = "better"
     elif high < 0:
         verdict = "worse"
     return Difference(split=split, networks=len(pairs), mean=float(pairs.mean()), low=low, high=high, verdict=verdict)
+
+
+def _fewest(split: str) -> int:
+    """Return how many networks of a split it takes to say anything."""
+    return _FEWEST if split == _CHOOSING_SPLIT else _FEWEST_FOR_VETO
 
 
 def compare(candidate: Evaluation, champion: Evaluation | None, splits: Sequence[str]) -> list[Difference]:

@@ -74,6 +74,7 @@ def test_few_networks_neither_choose_nor_veto() -> None:
     champion = evaluation(1, {"val": spread(40, 19), "predefined": [50, 50]})
     found = verdicts(evaluation(2, {"val": spread(60, 19), "predefined": [20, 20]}), champion)
     assert found == {"val": "too few networks", "predefined": "too few networks"}
+    assert str(difference("val", [60] * 19, [40] * 19)).endswith("too few networks, at least 20 decide")
 
 
 @pytest.mark.parametrize(
