@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from ghn.errors import DataError
 from pipelines.evaluation.pool import Job, Setup, run_jobs
+from pipelines.machine import cores
 from pipelines.part import Part
 from pipelines.progress import Progress
 from pipelines.storage import Store, open_store
@@ -42,7 +42,7 @@ def score_all(setup: Setup, results: str, processes: int | None, part: Part | No
             progress.update(split=job.split, method=job.method, top1=round(result["scores"][-1]["top1"], 1))
 
         if missing:
-            wanted = processes or len(os.sched_getaffinity(0))
+            wanted = processes or cores()
             run_jobs(setup, missing, min(wanted, len(missing)), keep)
     return {_place(job): found[_place(job)] for job in keys}
 

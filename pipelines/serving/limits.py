@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
 from ghn.errors import InputError
 from pipelines.environment import EnvironmentSettings
+from pipelines.machine import cores, memory_bytes
 
-_CONTROL_GROUP = Path("/sys/fs/cgroup")
 _EACH_BYTES = 2 << 30  # that one request in work may take, with the default limits
 
 
@@ -21,14 +18,8 @@ class LimitError(InputError):
 
 
 def _default_parallel() -> int:
-    """Return how many requests processors and memory allow: those of the container, which may be fewer than the machine's."""
-    cores, memory = float(len(os.sched_getaffinity(0))), float("inf")
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-        quota, period = (_CONTROL_GROUP / "cpu.max").read_text().split()
-        cores = min(cores, int(quota) / int(period))
-    with contextlib.suppress(OSError, ValueError):
-        memory = int((_CONTROL_GROUP / "memory.max").read_text())
-    return max(1, int(min(cores, memory / _EACH_BYTES)))
+    """Return how many requests processors and memory allow."""
+    return max(1, min(cores(), memory_bytes() // _EACH_BYTES))
 
 
 class Limits(EnvironmentSettings):

@@ -18,6 +18,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from ghn.architecture import sample_architectures
+from pipelines.machine import cores
 from pipelines.shards.architectures import architecture_record
 from pipelines.shards.writer import SampleRecord
 
@@ -29,7 +30,7 @@ def sampled_records(
     split: str, seed: int, widths: Mapping[str, Any], max_nodes: int | None, *, start: int, count: int
 ) -> Iterator[SampleRecord]:
     """Yield ``count`` records of a split, from index ``start`` on, passing over graphs of more than ``max_nodes`` nodes."""
-    processes = os.cpu_count() or 1
+    processes = cores()
     if split == "predefined" or count < _WORTH_PROCESSES or processes == 1:
         indices = range(start, start + count) if split == "predefined" else itertools.count(start)
         blocks = (_records(split, seed, index, 1, widths, max_nodes) for index in indices)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ghn.errors import InputError
+from pipelines.machine import cores
 from pipelines.progress import emit
 from pipelines.shards.manifest import Rejection
 from pipelines.shards.writer import SampleRecord
@@ -70,7 +70,7 @@ def _loaded(
                 loaded.append(Rejection(name=error.name, reason=error.reason))  # the error itself holds the image
         return loaded
 
-    threads = os.cpu_count() or 1
+    threads = cores()
     with ThreadPoolExecutor(threads) as pool:
         firsts = iter(range(start, len(indices), _GROUP))
         pending: deque[Future[list[tuple[bytes, str] | Rejection]]] = deque()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from pipelines.machine import memory_bytes
 from pipelines.training.launcher import Launcher
 
 _SHARE_OF_MEMORY = 0.8
@@ -54,9 +53,4 @@ def memory_limit(gib: float | None, device: torch.device) -> float:
         return gib * 2**30
     if device.type == "cuda":
         return float("inf")
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
-        file = Path("/sys/fs/cgroup", name)
-        if file.is_file() and (text := file.read_text().strip()).isdecimal():
-            total = min(total, float(text))
-    return _SHARE_OF_MEMORY * total / Launcher.from_environment().local_world_size
+    return _SHARE_OF_MEMORY * memory_bytes() / Launcher.from_environment().local_world_size

@@ -13,15 +13,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ghn.errors import EnvironmentSetupError, InputError, TrainingError, TrainingStoppedError
+from pipelines.machine import cores
 from pipelines.ports import open_socket
 from pipelines.process import PARENT_VARIABLE
 from pipelines.progress import emit
 from pipelines.recipe import Recipe
-from pipelines.storage import LocalStore, open_store
+from pipelines.storage import LocalStore
 from pipelines.training.checkpoints import check_resumable, read_checkpoint
 from pipelines.training.data import MetaBatches
 from pipelines.training.launcher import Launcher
-from pipelines.training.run_folder import MODEL_NAME, RECIPE_NAME
+from pipelines.training.run_folder import MODEL_NAME, RECIPE_NAME, checkpoint_store
 
 _POLL_S = 0.2
 _LOCK_NAME = ".lock"
@@ -65,7 +66,7 @@ def train(recipe: Recipe, run: Path, *, store: str | None = None, stop_after: in
 
 def _is_finished(recipe: Recipe, run: Path, store: str | None) -> bool:
     """Look at the newest checkpoint: does it belong to the recipe, and is there anything left to do?"""
-    place = open_store(store or str(run))
+    place = checkpoint_store(run, store)
     found = read_checkpoint(place)
     if found is None:
         return False
@@ -148,7 +149,7 @@ def _run_ranks(recipe: Recipe, run: Path, store: str | None, stop_after: int | N
 
 def _start_ranks(command: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:
     """Start all ranks; rank 0 takes over the socket where they meet: on loopback alone, with a port that nobody else gets."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
     ranks = []
     with open_socket() as meeting:
         for rank in range(count):

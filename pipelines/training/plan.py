@@ -12,11 +12,11 @@ from ghn import GHN
 from ghn.cost import CostModel
 from pipelines.recipe import Recipe
 from pipelines.shards.architectures import read_spec
-from pipelines.storage import open_store
 from pipelines.training.checkpoints import check_resumable, read_checkpoint
 from pipelines.training.data import MetaBatches
 from pipelines.training.dealing import deal, memory_limit
 from pipelines.training.launcher import Launcher
+from pipelines.training.run_folder import checkpoint_store
 from pipelines.training.tracking import DEFAULT_EXPERIMENT, EXPERIMENT_VARIABLE, check_tracking
 
 _SAMPLED = 400
@@ -72,7 +72,7 @@ def plan(recipe: Recipe, run: Path, *, store: str | None = None) -> str:
 
 def _check_store(recipe: Recipe, run: Path, store: str | None) -> str:
     """Write and remove a small object where checkpoints would go, and read what is there."""
-    place, made = open_store(store or str(run)), store is None and not run.exists()
+    place, made = checkpoint_store(run, store), store is None and not run.exists()
     probe = f".plan-{secrets.token_hex(6)}"
     place.write(probe, b"can this be written?")
     place.delete(probe)

@@ -12,12 +12,12 @@ import ghn
 import pipelines
 from ghn.checkpoint import CONFIG_NAME, load_checkpoint, read_metadata, weights_digest
 from ghn.errors import InputError
-from pipelines.lineage import inputs, tags
+from pipelines.lineage import tags
 from pipelines.progress import emit
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.registry import CANDIDATE, open_registry
+from pipelines.training.mlflow_run import open_run, send_rows
 from pipelines.training.run_folder import AVERAGE_NAME, METRICS_NAME, MODEL_NAME, RECIPE_NAME, read_metrics, tracked_run
-from pipelines.training.tracking import flatten
 
 _WEIGHTS_TAG = "ghn.weights_sha256"
 _MAX_CURVE_POINTS = 500
@@ -70,7 +70,7 @@ def register(
             iter(client.search_model_versions(f"name='{_quoted(name)}' and tags.`{_WEIGHTS_TAG}`='{digest}'")), None
         )
         if version is None:
-            run_id = _log_run(run, recipe, experiment, artifacts, digest, model)
+            run_id = _log_run(client, run, recipe, experiment, artifacts, digest, model)
             model_id = _log_model(run_id, model)
             version = mlflow.register_model(model_id, name, tags=_lineage(recipe, model, digest))
         client.set_registered_model_alias(name, alias, version.version)
@@ -103,46 +103,34 @@ def _quoted(text: str) -> str:
     return text
 
 
-def _log_run(run: Path, recipe: Recipe, experiment: str, artifacts: str | None, digest: str, model: Path) -> str:
+def _log_run(
+    client: Any, run: Path, recipe: Recipe, experiment: str, artifacts: str | None, digest: str, model: Path
+) -> str:
     """Complete the run to which training sent its metrics, or log everything as one finished run; return its id."""
     import mlflow
-    from mlflow.entities import Metric
-    from mlflow.exceptions import MlflowException
 
-    if (known := tracked_run(run)) is not None:
-        with contextlib.suppress(MlflowException):  # of another registry: then the whole run is logged to this one
-            mlflow.get_run(known)
-            with mlflow.start_run(run_id=known):
-                mlflow.set_tag(_WEIGHTS_TAG, digest)
-                mlflow.log_artifact(str(run / RECIPE_NAME))
-                mlflow.log_artifact(str(run / METRICS_NAME))
-            return known
-    found = mlflow.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else mlflow.create_experiment(experiment, artifact_location=artifacts)
-    client = mlflow.MlflowClient()
-    name, lineage = f"{recipe.name}-{digest[:8]}", _lineage(recipe, model, digest)
-    with mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=lineage) as active:
-        client.log_inputs(active.info.run_id, inputs(recipe, read_metadata(model)["manifests"]))
-        mlflow.log_params(dict(flatten(recipe.model_dump())))
-        rows = read_metrics(run)
+    run_id = _known_run(client, run)
+    if run_id is None:
+        name, manifests = f"{recipe.name}-{digest[:8]}", read_metadata(model)["manifests"]
+        run_id = open_run(client, recipe, manifests, experiment=experiment, artifacts=artifacts, name=name)
+        rows, written = read_metrics(run), int((run / METRICS_NAME).stat().st_mtime * 1000)
         stride = max(1, len(rows) // _MAX_CURVE_POINTS)
-        points = [
-            Metric(
-                key=key,
-                value=float(value),
-                timestamp=int((run / METRICS_NAME).stat().st_mtime * 1000),
-                step=row["step"],
-            )
-            for row in rows[::stride]
-            for key, value in row.items()
-            if key != "step" and isinstance(value, (int, float))
-        ]
-        for start in range(0, len(points), 1000):
-            client.log_batch(active.info.run_id, metrics=points[start : start + 1000])
+        send_rows(client, run_id, ({**row, "time": written} for row in rows[::stride]))
+    with mlflow.start_run(run_id=run_id):
+        mlflow.set_tag(_WEIGHTS_TAG, digest)
         mlflow.log_artifact(str(run / RECIPE_NAME))
         mlflow.log_artifact(str(run / METRICS_NAME))
-        run_id: str = active.info.run_id
     return run_id
+
+
+def _known_run(client: Any, run: Path) -> str | None:
+    """Return the run to which training sent its metrics, if this registry has it."""
+    from mlflow.exceptions import MlflowException
+
+    known = tracked_run(run)
+    with contextlib.suppress(MlflowException):
+        return known and client.get_run(known).info.run_id
+    return None
 
 
 def _lineage(recipe: Recipe, model: Path, digest: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ghn.errors import StorageError
-from pipelines.storage import LocalStore, Store
+from pipelines.storage import LocalStore, Store, open_store
 
 METRICS_NAME = "metrics.jsonl"
 RECIPE_NAME = "recipe.toml"
@@ -15,6 +15,11 @@ MODEL_NAME = "model"
 AVERAGE_NAME = "model-average"
 TRACKING_NAME = "mlflow.json"
 _SEGMENTS = "metrics"
+
+
+def checkpoint_store(run: Path, store: str | None) -> Store:
+    """Return where a run keeps checkpoints and exported models: the given store, or the run folder."""
+    return open_store(store or str(run))
 
 
 class MetricsLog:

@@ -6,20 +6,19 @@ import contextlib
 import functools
 import json
 import logging
-import math
 import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ghn.errors import EnvironmentSetupError, first_line
-from pipelines.lineage import inputs, tags
 from pipelines.progress import emit
 from pipelines.recipe import Recipe
 from pipelines.storage import LocalStore
+from pipelines.training.mlflow_run import open_run, send_rows
 from pipelines.training.run_folder import TRACKING_NAME
 
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
@@ -29,7 +28,6 @@ _USUAL_NAME = "train"  # of run folders: the one above says more
 _FLUSH_S = 5.0
 _LAST_FLUSH_S = 30.0
 _MOST_WAITING = 100_000
-_AT_ONCE = 1000  # metrics of one request, at most
 
 
 class Tracker:
@@ -87,17 +85,15 @@ class Tracker:
 
         client = mlflow.MlflowClient(self._uri)
         if self.run_id is None:
-            name = os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT)
-            experiment = client.get_experiment_by_name(name)
-            artifacts = os.environ.get(_ARTIFACTS_VARIABLE)
-            number = experiment.experiment_id if experiment else client.create_experiment(name, artifacts)
             folder = self._run.parent if self._run.name == _USUAL_NAME else self._run
-            name = f"{self._recipe.name}-{folder.name}"
-            made = client.create_run(number, run_name=name, tags=tags(self._recipe, self._manifests))
-            self.run_id = made.info.run_id
-            client.log_inputs(self.run_id, inputs(self._recipe, self._manifests))
-            for key, value in flatten(self._recipe.model_dump()):
-                client.log_param(self.run_id, key, value)
+            self.run_id = open_run(
+                client,
+                self._recipe,
+                self._manifests,
+                experiment=os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT),
+                artifacts=os.environ.get(_ARTIFACTS_VARIABLE),
+                name=f"{self._recipe.name}-{folder.name}",
+            )
         client.update_run(self.run_id, status="RUNNING")
         facts = json.dumps({"run_id": self.run_id}) + "\n"
         LocalStore(str(self._run)).write(TRACKING_NAME, facts.encode())
@@ -130,19 +126,10 @@ class Tracker:
 
     def _send(self, rows: list[dict[str, Any]]) -> None:
         import mlflow
-        from mlflow.entities import Metric
 
         if self.run_id is None:
             self._open()
-        points = [
-            Metric(key, float(value), row["time"], row["step"])
-            for row in rows
-            for key, value in row.items()
-            if key not in ("step", "time") and isinstance(value, (int, float)) and math.isfinite(value)
-        ]
-        client = mlflow.MlflowClient(self._uri)
-        for start in range(0, len(points), _AT_ONCE):
-            client.log_batch(str(self.run_id), metrics=points[start : start + _AT_ONCE])
+        send_rows(mlflow.MlflowClient(self._uri), str(self.run_id), rows)
 
     def _attempt(self, action: Any) -> bool:
         """Do something with MLflow; whatever goes wrong there is reported once, until it works again."""
@@ -171,12 +158,3 @@ def check_tracking(uri: str) -> None:
     except Exception as error:
         reason = first_line(error)[:300]
         raise EnvironmentSetupError(f"can not use MLflow at {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
-
-
-def flatten(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of nested settings."""
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

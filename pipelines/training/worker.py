@@ -26,7 +26,7 @@ from ghn.errors import GHNError, StopRequestedError, TrainingError, TrainingStop
 from pipelines.process import Signals, die_with_parent, tune_process
 from pipelines.progress import emit
 from pipelines.recipe import Recipe, load_recipe
-from pipelines.storage import Store, open_store
+from pipelines.storage import Store
 from pipelines.training.checkpoints import (
     BackgroundWriter,
     Retention,
@@ -40,7 +40,7 @@ from pipelines.training.dealing import by_cost, deal, memory_limit
 from pipelines.training.engine import Engine, init_distributed, learning_rate
 from pipelines.training.export import export_model, finish_run
 from pipelines.training.ranks import Ranks, Turns
-from pipelines.training.run_folder import RECIPE_NAME, MetricsLog
+from pipelines.training.run_folder import RECIPE_NAME, MetricsLog, checkpoint_store
 from pipelines.training.session import Shown
 from pipelines.training.share import Network, Share, ShareSettings, compute_share
 from pipelines.training.tracking import Tracker
@@ -58,7 +58,7 @@ def run_rank(recipe: Recipe, run: Path, *, store: str | None, stop_after: int | 
     """
     device, meeting = init_distributed(recipe.training.timeout_s)
     with Ranks(meeting, recipe.training.timeout_s) as ranks:
-        rank = _Rank(recipe, run, open_store(store or str(run)), device, ranks)
+        rank = _Rank(recipe, run, checkpoint_store(run, store), device, ranks)
         with rank.tracker, rank.signals:
             rank.train(stop_after)
     dist.destroy_process_group()

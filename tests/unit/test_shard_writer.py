@@ -268,7 +268,7 @@ from pipelines.shards import generate
 from pipelines.shards.jobs import shard_deepnets
 from pipelines.storage import LocalStore
 if "processes" in sys.argv:
-    os.cpu_count, generate._WORTH_PROCESSES, generate._BLOCK = lambda: 2, 1, 5
+    generate.cores, generate._WORTH_PROCESSES, generate._BLOCK = lambda: 2, 1, 5
 if "stop" in sys.argv:  # when the fourth shard is there
     write = LocalStore.write
     def write_and_stop(self, key, *rest):
