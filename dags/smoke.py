@@ -1,13 +1,16 @@
 """The whole job as one DAG: shards, meta-training with a resume, registration, evaluation, report.
 
 Run it with ``airflow dags test smoke``; ``make demo`` and ``make smoke`` do, with other parameters. By default it uses MLflow
-and the work folder of the installation.
+of the installation, and a folder of its own.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG, Param
 
@@ -15,20 +18,19 @@ from ghn_airflow.defaults import EVALUATED
 from ghn_airflow.operator import GhnOperator
 
 IMAGE_SIZE = "16"
-HOME = os.environ.get("GHN_HOME", "runs")
-ARTIFACTS = os.environ.get("GHN_ARTIFACTS", "s3://ghn/mlflow")
+ARTIFACTS = os.environ.get("GHN_ARTIFACTS") or "s3://ghn/mlflow"
 
 PARAMS = {
-    "run": Param(f"{HOME}/smoke", type="string", description="Folder for everything that the run leaves behind"),
+    "run": Param("", type="string", description="Folder for what the run leaves behind (empty: below the work folder)"),
     "root": Param("s3://ghn/demo", type="string", description="Root of the shards on the object store"),
     "artifacts": Param(ARTIFACTS, type="string", description="Root of MLflow's artifacts"),
     "images": Param("digits", type="string", description="`digits`, or a folder or zip with class folders"),
     "image_limit": Param("", type="string", pattern="^[0-9]*$", description="Use only so many images (empty: all)"),
     "num_classes": Param(10, type="integer", minimum=2, description="Classes of the images"),
     "tracking": Param(
-        os.environ.get("MLFLOW_TRACKING_URI", ""),
+        "",
         type="string",
-        description="MLflow's address (empty: a SQLite file in the run's folder)",
+        description="MLflow's address (empty: that of the workers, or a SQLite file in the run's folder)",
     ),
     "name": Param("ghn2-digits", type="string", pattern="^[A-Za-z0-9._-]+$", description="Registered model"),
     "recipe": Param("embedded", type="string", description="Training recipe"),
@@ -39,6 +41,20 @@ PARAMS = {
     "test_images": Param(256, type="integer", minimum=1, description="Test images, at most"),
 }
 
+
+def folder(params: Mapping[str, Any], run_id: str) -> str:
+    """Return the run's folder."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id)
+    return str(params["run"]) or f"{os.environ.get('GHN_HOME', 'runs')}/smoke/{name}"
+
+
+def tracking(params: Mapping[str, Any], run_id: str) -> str:
+    """Return the option that names MLflow, or nothing where the worker's environment does."""
+    if not params["tracking"] and os.environ.get("MLFLOW_TRACKING_URI"):
+        return ""
+    return f"--tracking-uri={params['tracking'] or f'sqlite:///{folder(params, run_id)}/mlflow.db'}"
+
+
 with DAG(
     dag_id="smoke",
     description="Shard, meta-train, register, evaluate and report, small but real",
@@ -46,12 +62,13 @@ with DAG(
     schedule=None,
     catchup=False,
     params=PARAMS,
+    user_defined_macros={"folder": folder, "tracking": tracking},
     tags=["ghn"],
     default_args={"owner": "ghn", "execution_timeout": timedelta(hours=2)},
     max_active_runs=1,
 ) as dag:
-    RUN = "{{ params.run }}"
-    TRACKING = ("--tracking-uri", "{{ params.tracking or 'sqlite:///' ~ params.run ~ '/mlflow.db' }}")
+    RUN = "{{ folder(params, run_id) }}"
+    TRACKING = ("{{ tracking(params, run_id) }}",)
     SHARDS = ("{{ params.root }}/images", "{{ params.root }}/deepnets")
     MODEL = "{{ params.name }}@candidate"
 

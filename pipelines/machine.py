@@ -11,7 +11,7 @@ _MEMORY_FILES = ("memory.max", "memory/memory.limit_in_bytes")  # of control gro
 
 def cores() -> int:
     """Return how many processors this process may keep busy, at least 1."""
-    count = len(os.sched_getaffinity(0))
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, period = (_read("cpu.max") or f"{_read('cpu/cpu.cfs_quota_us')} {_read('cpu/cpu.cfs_period_us')}").split()
     if quota.isdecimal() and period.isdecimal():  # "max" or -1 where there is no limit
         count = min(count, int(quota) // int(period))

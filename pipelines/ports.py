@@ -7,18 +7,26 @@ import socket
 from ghn.errors import EnvironmentSetupError
 
 
-def open_socket() -> socket.socket:
-    """Return a socket that listens on 127.0.0.1; :class:`EnvironmentSetupError` if none can be opened."""
+def bound_socket() -> socket.socket:
+    """Return a socket with a free port on 127.0.0.1; it does not listen yet.
+
+    Raises:
+        EnvironmentSetupError: if none can be opened.
+
+    """
+    bound = socket.socket()
     try:
-        return socket.create_server(("127.0.0.1", 0))
+        bound.bind(("127.0.0.1", 0))
     except OSError as error:
+        bound.close()
         raise EnvironmentSetupError(
             f"can not open a port on 127.0.0.1: {error}; check the loopback interface"
         ) from error
+    return bound
 
 
 def free_port() -> int:
-    """Return a port on 127.0.0.1 that nobody listens on; errors as in :func:`open_socket`."""
-    with open_socket() as probe:
+    """Return a port on 127.0.0.1 that nobody listens on; errors as in :func:`bound_socket`."""
+    with bound_socket() as probe:
         port: int = probe.getsockname()[1]
     return port

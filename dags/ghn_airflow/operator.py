@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from ghn_airflow.backends import Backend, BackendError, Job, NothingToDoError, choose
 from ghn_airflow.connections import connection_environment
+from ghn_airflow.settings import check_parameters
 
 _STOP_S = 40.0
 """For which a command may take to stop, where it is not tied to the task (containers, Jobs), and where the command before failed.
@@ -60,10 +61,11 @@ class GhnOperator(BaseOperator):
 
         Raises:
             BackendError: with its last lines if it fails.
-            AirflowFailException: the same, where another try makes no sense.
+            AirflowFailException: the same, where another try makes no sense; or for parameters that the DAG does not have.
             AirflowSkipException: if there is nothing to do.
 
         """
+        check_parameters(context)
         arguments = tuple(argument for argument in self.arguments if argument)
         if not arguments:
             raise AirflowSkipException("there is nothing to do with these parameters")

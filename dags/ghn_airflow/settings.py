@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 _ANNOUNCED = ("name", "images", "deepnets", "splits")
 """What events may say; everything else is decided by parameters and their defaults."""
+_AIRFLOWS_OWN = ("airflow/", "openlineage")  # keys that Airflow and its providers add to what a run is given
 
 
 def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
@@ -19,12 +20,10 @@ def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
     ``inlets`` said, if there ever was one. A run that somebody triggered does what its form says.
 
     Raises:
-        AirflowFailException: if the run was given parameters that the DAG does not have; Airflow itself ignores them.
+        AirflowFailException: as :func:`check_parameters`.
 
     """
-    known = context["dag"].params
-    if unknown := sorted(set(context["dag_run"].conf or ()) - set(known)):
-        raise AirflowFailException(f"no parameter {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    check_parameters(context)
     settings = dict(context["params"])
     kind = kind_of_run(context)
     events: list[Any] = []
@@ -38,8 +37,21 @@ def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
         for key in _ANNOUNCED:
             if key in settings and key in event.extra:
                 # checked as a form is: whoever may post events could say anything
-                settings[key] = known.get_param(key).resolve(event.extra[key])
+                settings[key] = context["dag"].params.get_param(key).resolve(event.extra[key])
     return settings
+
+
+def check_parameters(context: Any) -> None:
+    """Refuse parameters that the DAG does not have: Airflow ignores them, and the run would do something else than was meant.
+
+    Raises:
+        AirflowFailException: if the run was given such ones.
+
+    """
+    known = set(context["dag"].params)
+    given = {key for key in context["dag_run"].conf or () if not key.startswith(_AIRFLOWS_OWN)}
+    if unknown := sorted(given - known):
+        raise AirflowFailException(f"no parameter {', '.join(unknown)}; there are {', '.join(sorted(known))}")
 
 
 def kind_of_run(context: Any) -> str:

@@ -22,6 +22,7 @@ from pipelines.storage import LocalStore
 
 _MARKER = "demo.json"
 _POLL_S = 0.3
+_OF_INSTALLATIONS = ("MLFLOW_TRACKING_URI", "GHN_ARTIFACTS")  # the demo registers in its own folder
 _TINY = {
     "recipe": "smoke",
     "first_session": 2,
@@ -46,10 +47,11 @@ def demo(images: str, out: Path, *, tiny: bool = False) -> str:
 
     """
     started = time.monotonic()
-    conf: dict[str, Any] = {**_describe_images(images), **(_TINY if tiny else {}), "run": str(out), "tracking": ""}
+    conf: dict[str, Any] = {**_describe_images(images), **(_TINY if tiny else {}), "run": str(out)}
     _clear(out)
     events = (out / "events.jsonl").resolve()
-    environment = {**os.environ, **_airflow_environment(out), EVENTS_VARIABLE: str(events)}
+    mine = {name: value for name, value in os.environ.items() if name not in _OF_INSTALLATIONS}
+    environment = {**mine, **_airflow_environment(out), EVENTS_VARIABLE: str(events)}
     log = out / "airflow.log"
     _say(f"running the Airflow DAG `smoke` in {out} (its log: {log})")
     with log.open("wb") as stream:

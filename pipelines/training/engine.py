@@ -63,14 +63,14 @@ def init_distributed(timeout_s: float) -> tuple[torch.device, Store]:
 
 def _meet(launcher: Launcher, timeout: datetime.timedelta) -> tuple[Store, int, int]:
     """Return the store by which ranks find each other, this rank, and how many there are."""
-    if launcher.master_fd is None or launcher.world_size is None:
+    if launcher.rank != 0 or launcher.ghn_master_fd is None:
         store, rank, count = next(rendezvous("env://", timeout=timeout))
         return store, rank, count
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     opened = dist.TCPStore(  # type: ignore[attr-defined]  # it is public, but torch does not list it
-        address, port, is_master=True, timeout=timeout, master_listen_fd=launcher.master_fd
+        address, port, launcher.world_size, is_master=True, timeout=timeout, master_listen_fd=launcher.ghn_master_fd
     )
-    return opened, 0, launcher.world_size
+    return opened, 0, launcher.world_size or 1
 
 
 def learning_rate(step: int, settings: TrainingSettings) -> float:

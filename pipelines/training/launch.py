@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ghn.errors import EnvironmentSetupError, InputError, TrainingError, TrainingStoppedError
 from pipelines.machine import cores
-from pipelines.ports import open_socket
+from pipelines.ports import bound_socket
 from pipelines.process import PARENT_VARIABLE
 from pipelines.progress import emit
 from pipelines.recipe import Recipe
@@ -151,10 +151,11 @@ def _start_ranks(command: Sequence[str], count: int) -> list[subprocess.Popen[by
     """Start all ranks; rank 0 takes over the socket where they meet: on loopback alone, with a port that nobody else gets."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // count))
     ranks = []
-    with open_socket() as meeting:
+    with bound_socket() as meeting:
         for rank in range(count):
             passed = (meeting.fileno(),) if rank == 0 else ()
             environment = {
+                "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
                 **os.environ,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
@@ -164,7 +165,7 @@ def _start_ranks(command: Sequence[str], count: int) -> list[subprocess.Popen[by
                 "MASTER_PORT": str(meeting.getsockname()[1]),
                 "OMP_NUM_THREADS": threads,
                 PARENT_VARIABLE: str(os.getpid()),
-                **({"MASTER_FD": str(*passed)} if passed else {}),
+                "GHN_MASTER_FD": str(*passed),
             }
             ranks.append(subprocess.Popen(command, env=environment, pass_fds=passed))
     return ranks

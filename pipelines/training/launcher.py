@@ -12,7 +12,7 @@ from pipelines.environment import EnvironmentSettings
 class Launcher(EnvironmentSettings):
     """``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``; without the first two nobody launched this process.
 
-    ``MASTER_FD`` comes from ``ghn train`` alone: the open socket on loopback where rank 0 is to wait for the others.
+    ``GHN_MASTER_FD`` comes from ``ghn train`` alone: the bound socket on loopback where rank 0 is to wait for the others.
     """
 
     prefix: ClassVar[str] = ""
@@ -21,7 +21,7 @@ class Launcher(EnvironmentSettings):
     world_size: int | None = Field(None, ge=1)
     local_rank: int = Field(0, ge=0)
     local_world_size: int = Field(1, ge=1)
-    master_fd: int | None = Field(None, ge=0)
+    ghn_master_fd: int | None = Field(None, ge=0)
 
     @property
     def launched(self) -> bool:

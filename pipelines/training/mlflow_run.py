@@ -1,4 +1,4 @@
-"""MLflow's run of a training: opened in one way, with parameters, shard sets and lineage, and filled with rows of metrics."""
+"""MLflow's run of a training: opened, described by parameters and shard sets, and filled with rows of metrics."""
 
 from __future__ import annotations
 
@@ -6,40 +6,36 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pipelines.lineage import inputs, tags
+from pipelines.lineage import inputs
 from pipelines.recipe import Recipe
 
 _AT_ONCE = 1000  # metrics of one request, at most
 
 
-def open_run(
-    client: Any,
-    recipe: Recipe,
-    manifests: Mapping[str, str],
-    *,
-    experiment: str,
-    artifacts: str | None,
-    name: str,
-) -> str:
+def open_run(client: Any, experiment: str, artifacts: str | None, name: str, tags: Mapping[str, str]) -> str:
     """Make a run, and its experiment if that is new; return the run's id.
 
     Args:
         client: an ``MlflowClient``.
-        recipe: whose settings become the run's parameters.
-        manifests: SHA-256 of the shard sets' manifests.
         experiment: name of the experiment.
         artifacts: root of a new experiment's artifacts; ``None`` leaves it to MLflow.
         name: of the run.
+        tags: of the run.
 
     """
     found = client.get_experiment_by_name(experiment)
     number = found.experiment_id if found else client.create_experiment(experiment, artifacts)
-    made = client.create_run(number, run_name=name, tags=tags(recipe, manifests))
-    run_id: str = made.info.run_id
-    client.log_inputs(run_id, inputs(recipe, manifests))
-    for key, value in _flatten(recipe.model_dump()):
-        client.log_param(run_id, key, value)
+    run_id: str = client.create_run(number, run_name=name, tags=dict(tags)).info.run_id
     return run_id
+
+
+def describe_run(client: Any, run_id: str, recipe: Recipe, manifests: Mapping[str, str]) -> None:
+    """Log the recipe's settings as parameters, and the shard sets (SHA-256 of their manifests) as inputs."""
+    from mlflow.entities import Param
+
+    client.log_inputs(run_id, inputs(recipe, manifests))
+    params = [Param(name, str(value)) for name, value in _flatten(recipe.model_dump())]
+    client.log_batch(run_id, params=params)
 
 
 def send_rows(client: Any, run_id: str, rows: Iterable[Mapping[str, Any]]) -> None:

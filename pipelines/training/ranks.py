@@ -150,9 +150,10 @@ class _Watch:
     def __init__(self, store: Any, rank: int, count: int, timeout_s: float) -> None:
         self._store, self._rank, self._count, self._timeout_s = store.clone(), rank, count, timeout_s
         self._beat_s = min(_LONGEST_BEAT_S, timeout_s / 4)
+        self._patience_s = max(2.0, 2 * self._beat_s)
         self._entered, self._since, self._doing = 0, None, ""
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="watch", daemon=True)
+        self._thread = self._asking = threading.Thread(target=self._work, name="watch", daemon=True)
         self._thread.start()
 
     _since: float | None
@@ -160,7 +161,8 @@ class _Watch:
     def close(self) -> None:
         """End the thread: the interpreter aborts if it ends while a thread of its own is inside of torch's store."""
         self._over.set()
-        self._thread.join(_LONGEST_BEAT_S)
+        for thread in (self._thread, self._asking):
+            thread.join(self._patience_s)
 
     def enter(self, doing: str, joint: bool) -> None:
         self._doing = doing
@@ -177,7 +179,9 @@ class _Watch:
             self._answered(lambda beats=beats: self._store.set(_key(self._rank), f"{beats} {self._entered}"))
             since = self._since
             if since is not None and time.monotonic() - since > self._timeout_s:
-                self._give_up(self._silent())
+                silent = self._silent()
+                if self._since == since and not self._over.is_set():  # it still waits
+                    self._give_up(silent)
             self._over.wait(self._beat_s)
 
     def _silent(self) -> Sequence[int]:
@@ -206,9 +210,9 @@ class _Watch:
             with contextlib.suppress(RuntimeError):
                 answer.append(ask())
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(max(2.0, 2 * self._beat_s))
+        self._asking = threading.Thread(target=work, daemon=True)
+        self._asking.start()
+        self._asking.join(self._patience_s)
         return answer[0] if answer else None
 
     def _give_up(self, silent: Sequence[int]) -> None:

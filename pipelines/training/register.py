@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import warnings
 from pathlib import Path
@@ -16,7 +15,7 @@ from pipelines.lineage import tags
 from pipelines.progress import emit
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.registry import CANDIDATE, open_registry
-from pipelines.training.mlflow_run import open_run, send_rows
+from pipelines.training.mlflow_run import describe_run, open_run, send_rows
 from pipelines.training.run_folder import AVERAGE_NAME, METRICS_NAME, MODEL_NAME, RECIPE_NAME, read_metrics, tracked_run
 
 _WEIGHTS_TAG = "ghn.weights_sha256"
@@ -109,14 +108,14 @@ def _log_run(
     """Complete the run to which training sent its metrics, or log everything as one finished run; return its id."""
     import mlflow
 
-    run_id = _known_run(client, run)
-    if run_id is None:
-        name, manifests = f"{recipe.name}-{digest[:8]}", read_metadata(model)["manifests"]
-        run_id = open_run(client, recipe, manifests, experiment=experiment, artifacts=artifacts, name=name)
-        rows, written = read_metrics(run), int((run / METRICS_NAME).stat().st_mtime * 1000)
-        stride = max(1, len(rows) // _MAX_CURVE_POINTS)
-        send_rows(client, run_id, ({**row, "time": written} for row in rows[::stride]))
-    with mlflow.start_run(run_id=run_id):
+    known, lineage = _known_run(client, run), _lineage(recipe, model, digest)
+    run_id = known or open_run(client, experiment, artifacts, f"{recipe.name}-{digest[:8]}", lineage)
+    with mlflow.start_run(run_id=run_id):  # it is closed as failed if something goes wrong
+        if known is None:
+            describe_run(client, run_id, recipe, read_metadata(model)["manifests"])
+            rows, written = read_metrics(run), int((run / METRICS_NAME).stat().st_mtime * 1000)
+            stride = max(1, len(rows) // _MAX_CURVE_POINTS)
+            send_rows(client, run_id, ({**row, "time": written} for row in rows[::stride]))
         mlflow.set_tag(_WEIGHTS_TAG, digest)
         mlflow.log_artifact(str(run / RECIPE_NAME))
         mlflow.log_artifact(str(run / METRICS_NAME))
@@ -124,13 +123,14 @@ def _log_run(
 
 
 def _known_run(client: Any, run: Path) -> str | None:
-    """Return the run to which training sent its metrics, if this registry has it."""
+    """Return the run to which training sent its metrics, if this registry has it and it was not deleted."""
     from mlflow.exceptions import MlflowException
 
     known = tracked_run(run)
-    with contextlib.suppress(MlflowException):
-        return known and client.get_run(known).info.run_id
-    return None
+    try:
+        return known if known and client.get_run(known).info.lifecycle_stage == "active" else None
+    except MlflowException:  # another registry
+        return None
 
 
 def _lineage(recipe: Recipe, model: Path, digest: str) -> dict[str, str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ghn.errors import EnvironmentSetupError, first_line
+from pipelines.lineage import tags
 from pipelines.progress import emit
 from pipelines.recipe import Recipe
 from pipelines.storage import LocalStore
-from pipelines.training.mlflow_run import open_run, send_rows
+from pipelines.training.mlflow_run import describe_run, open_run, send_rows
 from pipelines.training.run_folder import TRACKING_NAME
 
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
@@ -83,20 +84,21 @@ class Tracker:
         """Find the run of an earlier session, or make one."""
         import mlflow
 
-        client = mlflow.MlflowClient(self._uri)
+        client, new = mlflow.MlflowClient(self._uri), self.run_id is None
         if self.run_id is None:
             folder = self._run.parent if self._run.name == _USUAL_NAME else self._run
             self.run_id = open_run(
                 client,
-                self._recipe,
-                self._manifests,
-                experiment=os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT),
-                artifacts=os.environ.get(_ARTIFACTS_VARIABLE),
-                name=f"{self._recipe.name}-{folder.name}",
+                os.environ.get(EXPERIMENT_VARIABLE, DEFAULT_EXPERIMENT),
+                os.environ.get(_ARTIFACTS_VARIABLE),
+                f"{self._recipe.name}-{folder.name}",
+                tags(self._recipe, self._manifests),
             )
-        client.update_run(self.run_id, status="RUNNING")
         facts = json.dumps({"run_id": self.run_id}) + "\n"
         LocalStore(str(self._run)).write(TRACKING_NAME, facts.encode())
+        client.update_run(self.run_id, status="RUNNING")
+        if new:
+            describe_run(client, self.run_id, self._recipe, self._manifests)
 
     def _watch_system(self) -> None:
         """Send how busy this host's processors, memory, disks, network and GPUs are, as ``system/...``."""

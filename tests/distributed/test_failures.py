@@ -82,7 +82,11 @@ def test_ranks_that_are_done_end_in_order() -> None:
     for _ in range(3):
         port = str(free_port())
         ranks = [subprocess.Popen([sys.executable, "-c", BUSY_WATCH, str(rank), port]) for rank in range(2)]
-        assert [rank.wait(120) for rank in ranks] == [0, 0]
+        try:
+            assert [rank.wait(120) for rank in ranks] == [0, 0]
+        finally:
+            for rank in ranks:
+                rank.kill()
 
 
 @pytest.mark.parametrize(("kind", "reason"), [("memory", "out of memory"), ("error", "ValueError: this network")])

@@ -147,9 +147,9 @@ def test_wrong_parameters_are_refused_before_anything_runs(site: Site, tmp_path:
     end = airflow.wait("meta_train", run)
     assert end["state"] == "failed" and end["tasks"]["plan", -1]["try_number"] == 1  # another try makes no sense
     assert "training.steps" in airflow.log("meta_train", run, "plan")
-    run = airflow.trigger("shard_deepnets", count=5)  # it is called train_count; the default would be a million
+    run = airflow.trigger("shard_deepnets", architectures=5)  # so many would be asked for by train_count
     assert airflow.wait("shard_deepnets", run)["state"] == "failed"
-    assert "no parameter count; there are" in airflow.log("shard_deepnets", run, "commands")
+    assert "no parameter architectures; there are" in airflow.log("shard_deepnets", run, "commands")
     assert not trap.exists() and len(versions(site)) == before
 
 

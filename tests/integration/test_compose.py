@@ -38,7 +38,8 @@ SECRETS = (
     "GHN_SERVER_TOKEN",
 )
 AIRFLOW_PARTS = ("airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer")
-SMOKE = {  # sizes alone: folder, store and registry are those of the installation
+SMOKE = {  # store and registry are those of the installation
+    "run": "/data/runs/smoke",
     "recipe": "smoke",
     "first_session": 2,
     "image_limit": "200",

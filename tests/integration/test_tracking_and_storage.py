@@ -115,6 +115,8 @@ def test_all_sessions_and_the_registration_are_one_mlflow_run(shards: Path, tmp_
     assert tags["ghn.recipe_digest"] == run.data.tags["ghn.recipe_digest"] and tags["ghn.graph_revision"] == "1"
     assert tags.get("mlflow.source.git.commit", "") == commit()
     assert len(client.search_runs([experiment.experiment_id])) == 1
+    client.delete_run(run.info.run_id)
+    assert register(tmp_path / "run", **{**options, "name": "again"})["run_id"] != run.info.run_id
 
 
 def test_an_mlflow_that_is_away_does_not_stop_training(shards: Path, tmp_path: Path) -> None:
