@@ -7,14 +7,11 @@ of the installation, and a folder of its own.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
 
 from airflow.sdk import DAG, Param
 
-from ghn_airflow.defaults import EVALUATED
+from ghn_airflow import defaults
 from ghn_airflow.operator import GhnOperator
 
 IMAGE_SIZE = "16"
@@ -22,6 +19,7 @@ ARTIFACTS = os.environ.get("GHN_ARTIFACTS") or "s3://ghn/mlflow"
 
 PARAMS = {
     "run": Param("", type="string", description="Folder for what the run leaves behind (empty: below the work folder)"),
+    "work": defaults.work(),
     "root": Param("s3://ghn/demo", type="string", description="Root of the shards on the object store"),
     "artifacts": Param(ARTIFACTS, type="string", description="Root of MLflow's artifacts"),
     "images": Param("digits", type="string", description="`digits`, or a folder or zip with class folders"),
@@ -42,17 +40,11 @@ PARAMS = {
 }
 
 
-def folder(params: Mapping[str, Any], run_id: str) -> str:
-    """Return the run's folder."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id)
-    return str(params["run"]) or f"{os.environ.get('GHN_HOME', 'runs')}/smoke/{name}"
-
-
-def tracking(params: Mapping[str, Any], run_id: str) -> str:
+def tracking(address: str, folder: str) -> str:
     """Return the option that names MLflow, or nothing where the worker's environment does."""
-    if not params["tracking"] and os.environ.get("MLFLOW_TRACKING_URI"):
+    if not address and os.environ.get("MLFLOW_TRACKING_URI"):
         return ""
-    return f"--tracking-uri={params['tracking'] or f'sqlite:///{folder(params, run_id)}/mlflow.db'}"
+    return f"--tracking-uri={address or f'sqlite:///{folder}/mlflow.db'}"
 
 
 with DAG(
@@ -62,13 +54,14 @@ with DAG(
     schedule=None,
     catchup=False,
     params=PARAMS,
-    user_defined_macros={"folder": folder, "tracking": tracking},
+    user_defined_macros={"run_folder": defaults.run_folder, "tracking": tracking},
     tags=["ghn"],
     default_args={"owner": "ghn", "execution_timeout": timedelta(hours=2)},
     max_active_runs=1,
 ) as dag:
-    RUN = "{{ folder(params, run_id) }}"
-    TRACKING = ("{{ tracking(params, run_id) }}",)
+    FOLDER = "params.run or run_folder(params, {'dag': dag, 'dag_run': dag_run})"
+    RUN = f"{{{{ {FOLDER} }}}}"
+    TRACKING = f"{{{{ tracking(params.tracking, {FOLDER}) }}}}"
     SHARDS = ("{{ params.root }}/images", "{{ params.root }}/deepnets")
     MODEL = "{{ params.name }}@candidate"
 
@@ -103,7 +96,7 @@ with DAG(
     )
     shard_evaluated = ghn(
         "shard_evaluated_architectures",
-        *("shard", "deepnets", *(part for split in EVALUATED for part in ("--split", split))),
+        *("shard", "deepnets", *(part for split in defaults.EVALUATED for part in ("--split", split))),
         *("--count", "{{ params.test_count }}", "--seed", "1", "--shard-samples", "100", *deepnets, *widths),
     )
     first_session = train("train", "--stop-after", "{{ params.first_session }}")
@@ -111,12 +104,12 @@ with DAG(
     register = ghn(
         "register",
         *("register", "--run", f"{RUN}/train", "--name", "{{ params.name }}"),
-        *("--artifacts", "{{ params.artifacts }}", *TRACKING),
+        *("--artifacts", "{{ params.artifacts }}", TRACKING),
     )
     evaluate = ghn(
         "evaluate",
         *("evaluate", "--model", f"models:/{MODEL}", "--images", SHARDS[0], "--deepnets", SHARDS[1]),
-        *("--image-limit", "{{ params.test_images }}", "--out", f"{RUN}/evaluation.json", *TRACKING),
+        *("--image-limit", "{{ params.test_images }}", "--out", f"{RUN}/evaluation.json", TRACKING),
     )
     report = ghn("report", "report", "--evaluation", f"{RUN}/evaluation.json", "--run", f"{RUN}/train", "--out", RUN)
     stop_store = ghn("stop_store", "s3", "stop", f"{RUN}/s3")

@@ -18,12 +18,7 @@ def settings_of(context: Any, inlets: Sequence[Asset] = ()) -> dict[str, Any]:
 
     Where assets started the run, what their newest events say comes first; in a run by the clock, what the newest events of the
     ``inlets`` said, if there ever was one. A run that somebody triggered does what its form says.
-
-    Raises:
-        AirflowFailException: as :func:`check_parameters`.
-
     """
-    check_parameters(context)
     settings = dict(context["params"])
     kind = kind_of_run(context)
     events: list[Any] = []

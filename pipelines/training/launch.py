@@ -153,7 +153,6 @@ def _start_ranks(command: Sequence[str], count: int) -> list[subprocess.Popen[by
     ranks = []
     with bound_socket() as meeting:
         for rank in range(count):
-            passed = (meeting.fileno(),) if rank == 0 else ()
             environment = {
                 "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
                 **os.environ,
@@ -165,9 +164,9 @@ def _start_ranks(command: Sequence[str], count: int) -> list[subprocess.Popen[by
                 "MASTER_PORT": str(meeting.getsockname()[1]),
                 "OMP_NUM_THREADS": threads,
                 PARENT_VARIABLE: str(os.getpid()),
-                "GHN_MASTER_FD": str(*passed),
+                "GHN_MASTER_FD": str(meeting.fileno()),
             }
-            ranks.append(subprocess.Popen(command, env=environment, pass_fds=passed))
+            ranks.append(subprocess.Popen(command, env=environment, pass_fds=[meeting.fileno()] if rank == 0 else []))
     return ranks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,7 @@ def register(
 
     """
     model = _finished_model(run, AVERAGE_NAME if average else MODEL_NAME)
-    digest = weights_digest(model)
-    recipe = load_recipe(str(run / RECIPE_NAME))
+    digest, recipe = weights_digest(model), load_recipe(str(run / RECIPE_NAME))
 
     with open_registry(tracking_uri) as client:
         import mlflow
@@ -69,9 +69,12 @@ def register(
             iter(client.search_model_versions(f"name='{_quoted(name)}' and tags.`{_WEIGHTS_TAG}`='{digest}'")), None
         )
         if version is None:
-            run_id = _log_run(client, run, recipe, experiment, artifacts, digest, model)
-            model_id = _log_model(run_id, model)
-            version = mlflow.register_model(model_id, name, tags=_lineage(recipe, model, digest))
+            manifests = read_metadata(model)["manifests"]
+            lineage = {_WEIGHTS_TAG: digest, **tags(recipe, manifests)}
+            known = _known_run(client, run)
+            run_id = known or open_run(client, experiment, artifacts, f"{recipe.name}-{digest[:8]}", lineage)
+            _log_run(client, run_id, run, digest, None if known else (recipe, manifests))
+            version = mlflow.register_model(_log_model(run_id, model), name, tags=lineage)
         client.set_registered_model_alias(name, alias, version.version)
     result = {
         "name": name,
@@ -102,24 +105,19 @@ def _quoted(text: str) -> str:
     return text
 
 
-def _log_run(
-    client: Any, run: Path, recipe: Recipe, experiment: str, artifacts: str | None, digest: str, model: Path
-) -> str:
-    """Complete the run to which training sent its metrics, or log everything as one finished run; return its id."""
+def _log_run(client: Any, run_id: str, run: Path, digest: str, new: tuple[Recipe, Mapping[str, str]] | None) -> None:
+    """Complete the run to which training sent its metrics; a ``new`` one, of a recipe and manifests, gets everything."""
     import mlflow
 
-    known, lineage = _known_run(client, run), _lineage(recipe, model, digest)
-    run_id = known or open_run(client, experiment, artifacts, f"{recipe.name}-{digest[:8]}", lineage)
     with mlflow.start_run(run_id=run_id):  # it is closed as failed if something goes wrong
-        if known is None:
-            describe_run(client, run_id, recipe, read_metadata(model)["manifests"])
+        if new is not None:
+            describe_run(client, run_id, *new)
             rows, written = read_metrics(run), int((run / METRICS_NAME).stat().st_mtime * 1000)
             stride = max(1, len(rows) // _MAX_CURVE_POINTS)
             send_rows(client, run_id, ({**row, "time": written} for row in rows[::stride]))
         mlflow.set_tag(_WEIGHTS_TAG, digest)
         mlflow.log_artifact(str(run / RECIPE_NAME))
         mlflow.log_artifact(str(run / METRICS_NAME))
-    return run_id
 
 
 def _known_run(client: Any, run: Path) -> str | None:
@@ -131,10 +129,6 @@ def _known_run(client: Any, run: Path) -> str | None:
         return known if known and client.get_run(known).info.lifecycle_stage == "active" else None
     except MlflowException:  # another registry
         return None
-
-
-def _lineage(recipe: Recipe, model: Path, digest: str) -> dict[str, str]:
-    return {_WEIGHTS_TAG: digest, **tags(recipe, read_metadata(model)["manifests"])}
 
 
 def _log_model(run_id: str, checkpoint: Path) -> str:

@@ -204,10 +204,11 @@ def test_a_run_does_what_its_trigger_says(ghn_airflow: None) -> None:
 def test_a_parameter_that_the_dag_does_not_have_is_refused(ghn_airflow: None) -> None:
     from airflow.sdk.exceptions import AirflowFailException
 
-    from ghn_airflow.settings import settings_of
+    from ghn_airflow.settings import check_parameters
 
+    check_parameters(context("manual", {}, {}, name="x", openlineage={}))
     with pytest.raises(AirflowFailException, match="no parameter splitz; there are images, name, work"):
-        settings_of(context("manual", {}, {}, splitz=["val"], name="x"))
+        check_parameters(context("manual", {}, {}, splitz=["val"], name="x"))
 
 
 def test_values_stay_single_arguments(ghn_airflow: None) -> None:

@@ -147,9 +147,10 @@ def test_wrong_parameters_are_refused_before_anything_runs(site: Site, tmp_path:
     end = airflow.wait("meta_train", run)
     assert end["state"] == "failed" and end["tasks"]["plan", -1]["try_number"] == 1  # another try makes no sense
     assert "training.steps" in airflow.log("meta_train", run, "plan")
-    run = airflow.trigger("shard_deepnets", architectures=5)  # so many would be asked for by train_count
-    assert airflow.wait("shard_deepnets", run)["state"] == "failed"
-    assert "no parameter architectures; there are" in airflow.log("shard_deepnets", run, "commands")
+    run = airflow.trigger("shard_images", size=16)  # it is called image_size
+    end = airflow.wait("shard_images", run)
+    assert end["state"] == "failed" and end["tasks"]["shard", -1]["try_number"] == 1
+    assert "no parameter size; there are" in airflow.log("shard_images", run, "shard")
     assert not trap.exists() and len(versions(site)) == before
 
 
